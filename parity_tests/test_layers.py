@@ -1,0 +1,51 @@
+"""Does each module, alone, compute what NumPy loops compute?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isovit.spec.families.t2t_vit import SoftSplit
+from parity_tests.agreement import assert_agree, assert_traces_agree
+from parity_tests.examples import EXAMPLES, traced
+from parity_tests.oracles import arrays
+from parity_tests.subject import Subject
+
+
+@st.composite
+def images_and_splits(draw: st.DrawFn) -> tuple[np.ndarray, SoftSplit]:
+    """Images in which every number is another, and a soft split that fits them."""
+    kernel = draw(st.integers(1, 5))
+    padding = draw(st.integers(0, (kernel - 1) // 2))
+    smallest = kernel - 2 * padding
+    rows, columns = draw(st.tuples(*2 * [st.integers(smallest, smallest + 7)]))
+    batch, dim = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    counting = np.arange(1.0, batch * rows * columns * dim + 1).reshape(batch, rows, columns, dim)
+    return counting, SoftSplit(kernel, draw(st.integers(1, kernel + 1)), padding)
+
+
+@given(drawn=images_and_splits())
+def test_soft_split_moves_numbers_as_the_loop_does(
+    backend: Subject, drawn: tuple[np.ndarray, SoftSplit]
+) -> None:
+    images, split = drawn
+    found = backend.module("families.t2t_vit").soft_split(backend.tensor(images), split)
+    wanted = np.stack([arrays.soft_split(image, split) for image in images])
+    np.testing.assert_array_equal(backend.array(found), wanted)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_module_is_the_numpy_one(backend: Subject, example: str) -> None:
+    case = EXAMPLES[example]
+    wanted = arrays.reference(case.config, case.weights, case.images)
+    assert_traces_agree(traced(backend, example, "float64"), wanted)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+def test_activation_from_far_left_to_far_right(backend: Subject, activation: str) -> None:
+    x = np.linspace(-6.0, 6.0, 4801)  # beyond, the left tail is less than rounding of the peak
+    found = backend.module("layers").ACTIVATIONS[activation](backend.tensor(x))
+    wanted = arrays.ACTIVATIONS[activation](x)
+    assert_agree({"": backend.array(found)}, {"": wanted}, "activation")

@@ -1,0 +1,70 @@
+"""Vision transformers in PyTorch, Flax and Keras, from one spec, proven to be one function.
+
+The names here are the Python API. Importing isovit loads no framework; each is loaded when a
+model is built in it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from isovit.backends import build as build
+    from isovit.errors import InputError as InputError
+    from isovit.parity.harness import parity as parity
+    from isovit.spec.config import config_from_file as config_from_file
+    from isovit.spec.families import config as config
+    from isovit.spec.families import param_tree as param_tree
+    from isovit.spec.families import variants as variants
+    from isovit.spec.initialize import init as init
+    from isovit.weight_convert.checkpoint import Checkpoint as Checkpoint
+    from isovit.weight_convert.checkpoint import read as read
+    from isovit.weight_convert.formats import load as load
+    from isovit.weight_convert.formats import save as save
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Checkpoint": "isovit.weight_convert.checkpoint",
+    "InputError": "isovit.errors",
+    "build": "isovit.backends",
+    "config": "isovit.spec.families",
+    "config_from_file": "isovit.spec.config",
+    "init": "isovit.spec.initialize",
+    "load": "isovit.weight_convert.formats",
+    "param_tree": "isovit.spec.families",
+    "parity": "isovit.parity.harness",
+    "read": "isovit.weight_convert.checkpoint",
+    "save": "isovit.weight_convert.formats",
+    "variants": "isovit.spec.families",
+}
+
+__all__ = [
+    "Checkpoint",
+    "InputError",
+    "__version__",
+    "build",
+    "config",
+    "config_from_file",
+    "init",
+    "load",
+    "param_tree",
+    "parity",
+    "read",
+    "save",
+    "variants",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'isovit' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,5 @@
+"""``python -m isovit`` is the command line."""
+
+from isovit.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""The Flax (NNX) backend: models as ``flax.nnx.Module``."""

@@ -1,0 +1,1 @@
+"""One module per family, each with the model class of that family."""

@@ -1,0 +1,124 @@
+"""ViT in Flax.
+
+Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1; both dialects, see the spec.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from isovit.backends.flax.layers import Block, Kinds, LayerNorm, identity, pool
+from isovit.spec.families.vit import ViTConfig
+
+
+class ConvPatchEmbed(nnx.Module):
+    """A convolution whose stride is its kernel."""
+
+    def __init__(
+        self, config: ViTConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        self.proj = nnx.Conv(
+            config.in_channels,
+            config.embed_dim,
+            kernel_size=config.patch_size,
+            strides=config.patch_size,
+            padding="VALID",
+            use_bias=True,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self, images: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch tokens dim"]:
+        x = self.proj(images)  # (batch, rows, columns, dim)
+        return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+class NormLinearNormPatchEmbed(nnx.Module):
+    """LayerNorm, dense, LayerNorm over patches flattened as (height, width, channel)."""
+
+    def __init__(
+        self, config: ViTConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        kinds = Kinds(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.patch_size, self.grid = config.patch_size, config.grid
+        self.norm1 = LayerNorm(config.patch_dim, epsilon=config.norm_eps, **kinds)
+        self.proj = nnx.Linear(config.patch_dim, config.embed_dim, use_bias=True, **kinds)
+        self.norm2 = LayerNorm(config.embed_dim, epsilon=config.norm_eps, **kinds)
+
+    def __call__(
+        self, images: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch tokens dim"]:
+        (height, width), (rows, columns) = self.patch_size, self.grid
+        batch, channels = images.shape[0], images.shape[-1]
+        x = images.reshape(batch, rows, height, columns, width, channels)
+        x = x.swapaxes(2, 3)  # (batch, rows, columns, height, width, channels)
+        x = x.reshape(batch, rows * columns, -1)  # (batch, patches, height * width * channels)
+        return self.norm2(self.proj(self.norm1(x)))
+
+
+PATCH_EMBEDS = {"conv": ConvPatchEmbed, "norm_linear_norm": NormLinearNormPatchEmbed}
+
+
+class ViT(nnx.Module):
+    """Vision Transformer.
+
+    Called with (batch, height, width, channels) images of ``config.image_size``; returns
+    (batch, num_classes) logits, or the pooled features where the config has no head.
+
+    Args:
+        config: see ``ViTConfig``.
+        dtype: of the computation.
+        param_dtype: of the parameters.
+        rngs: streams ``params`` and ``dropout``.
+    """
+
+    def __init__(
+        self,
+        config: ViTConfig,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.config, self.dtype = config, dtype
+        dim, kinds = config.embed_dim, Kinds(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.patch_embed = PATCH_EMBEDS[config.patch_embed](config, **kinds)
+        self.cls_token = (
+            nnx.Param(jnp.zeros((1, 1, dim), param_dtype)) if config.class_token else None
+        )
+        self.pos_embed = nnx.Param(jnp.zeros((1, config.positions, dim), param_dtype))
+        self.dropout = nnx.Dropout(config.embed_dropout_rate, rngs=rngs)
+        self.blocks = nnx.List([Block(block, **kinds) for block in config.blocks])
+        has_norm, has_head = config.final_norm != "none", config.num_classes > 0
+        self.norm = LayerNorm(dim, epsilon=config.norm_eps, **kinds) if has_norm else identity
+        self.head = (
+            nnx.Linear(dim, config.num_classes, use_bias=True, **kinds) if has_head else identity
+        )
+
+    def __call__(
+        self, images: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch ..."]:
+        self.config.check_images(images.shape)
+        x = self.patch_embed(images)  # (batch, patches, dim)
+        if self.config.pos_embed_tokens == "patches":
+            x = x + self.pos_embed[...].astype(self.dtype)
+        if self.cls_token is not None:
+            cls_token = self.cls_token[...].astype(self.dtype)
+            x = jnp.concat([jnp.broadcast_to(cls_token, (x.shape[0], 1, x.shape[-1])), x], axis=1)
+        if self.config.pos_embed_tokens == "all":
+            x = x + self.pos_embed[...].astype(self.dtype)
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x)
+        if self.config.final_norm == "pooled":
+            x = self.norm(pool(x, self.config))
+        else:
+            x = pool(self.norm(x), self.config)
+        return self.head(x)

@@ -1,0 +1,158 @@
+"""The pre-norm transformer block and what families share around it, in Flax.
+
+Source: Vaswani et al. 2017, arXiv:1706.03762; Dosovitskiy et al. 2021, arXiv:2010.11929, eq. 1-4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypedDict
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from isovit.spec.blocks import BlockConfig, TransformerConfig
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+}
+
+# Two-pass variance: the fast one, E[x²] − E[x]², cancels where the mean is large.
+LayerNorm = partial(nnx.LayerNorm, use_fast_variance=False)
+
+
+def identity(x: Array) -> Array:
+    """What stands where a config leaves a module out; JAX's own identity cannot be pickled."""
+    return x
+
+
+class Kinds(TypedDict):
+    """What every module passes on to its parts: dtypes of computation and parameters, and keys."""
+
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+    rngs: nnx.Rngs
+
+
+class Fixed(nnx.Variable):
+    """A parameter that is stored but never trained; ``nnx.Param`` filters leave it out."""
+
+
+class DropPath(nnx.Module):
+    """Stochastic depth: a sample skips the branch with probability ``rate``; arXiv:1603.09382."""
+
+    def __init__(self, rate: float, *, rngs: nnx.Rngs) -> None:
+        self.dropout = nnx.Dropout(rate, broadcast_dims=(1, 2), rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
+        return self.dropout(x)
+
+
+class LayerScale(nnx.Module):
+    """A learned factor per channel; Touvron et al. 2021, arXiv:2103.17239, section 2."""
+
+    def __init__(self, dim: int, init: float, *, param_dtype: DTypeLike) -> None:
+        self.gamma = nnx.Param(jnp.full((dim,), init, param_dtype))
+
+    def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
+        return x * self.gamma[...].astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention, softmax(q·kᵀ · scale)·v; arXiv:1706.03762, eq. 1."""
+
+    def __init__(
+        self, config: BlockConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        linear = partial(nnx.Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.num_heads = config.num_heads
+        self.scale = config.attn_scale
+        self.qkv = linear(config.dim, 3 * config.inner_dim, use_bias=config.qkv_bias)
+        self.attn_dropout = nnx.Dropout(config.attn_dropout_rate, rngs=rngs)
+        self.proj = (
+            linear(config.inner_dim, config.dim, use_bias=True) if config.attn_proj else None
+        )
+        self.proj_dropout = nnx.Dropout(config.dropout_rate if config.attn_proj else 0.0, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1)
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each (batch, heads, tokens, head_dim)
+        weights = jax.nn.softmax((q * self.scale) @ k.mT, axis=-1)  # (batch, heads, tokens, tokens)
+        x = self.attn_dropout(weights) @ v
+        x = x.swapaxes(1, 2).reshape(batch, tokens, -1)  # (batch, tokens, heads * head_dim)
+        if self.proj is not None:
+            x = self.proj(x)
+        return self.proj_dropout(x)
+
+
+class Mlp(nnx.Module):
+    """Dense, activation, dense; arXiv:1706.03762, eq. 2."""
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        activation: str,
+        dropout_rate: float,
+        *,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        linear = partial(nnx.Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.fc1 = linear(dim, hidden_dim, use_bias=True)
+        self.activation = ACTIVATIONS[activation]
+        self.dropout1 = nnx.Dropout(dropout_rate, rngs=rngs)
+        self.fc2 = linear(hidden_dim, dim, use_bias=True)
+        self.dropout2 = nnx.Dropout(dropout_rate, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
+        x = self.dropout1(self.activation(self.fc1(x)))
+        return self.dropout2(self.fc2(x))
+
+
+class Block(nnx.Module):
+    """Pre-norm block; arXiv:2010.11929, eq. 2 and 3, with stochastic depth and LayerScale."""
+
+    def __init__(
+        self, config: BlockConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        dim, scale, rate = config.dim, config.layer_scale_init, config.drop_path_rate
+        kinds = Kinds(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.norm1 = LayerNorm(dim, epsilon=config.norm_eps, **kinds)
+        self.attn = Attention(config, **kinds)
+        self.layer_scale1 = (
+            identity if scale is None else LayerScale(dim, scale, param_dtype=param_dtype)
+        )
+        self.drop_path1 = DropPath(rate, rngs=rngs)
+        self.norm2 = LayerNorm(dim, epsilon=config.norm_eps, **kinds)
+        self.mlp = Mlp(dim, config.mlp_dim, config.activation, config.dropout_rate, **kinds)
+        self.layer_scale2 = (
+            identity if scale is None else LayerScale(dim, scale, param_dtype=param_dtype)
+        )
+        self.drop_path2 = DropPath(rate, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
+        x = x + self.drop_path1(self.layer_scale1(self.attn(self.norm1(x))))
+        x = x + self.drop_path2(self.layer_scale2(self.mlp(self.norm2(x))))
+        return x
+
+
+def pool(x: Float[Array, "batch tokens dim"], config: TransformerConfig) -> Array:
+    """Tokens to features: (batch, dim), or every token where ``config.pool`` is ``none``."""
+    match config.pool:
+        case "cls":
+            return x[:, 0]
+        case "mean":
+            return x.mean(axis=1)
+        case "mean_patches":
+            return x[:, int(config.class_token) :].mean(axis=1)
+        case "none":
+            return x

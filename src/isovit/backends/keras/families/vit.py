@@ -1,0 +1,142 @@
+"""ViT in Keras.
+
+Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1; both dialects, see the spec.
+"""
+
+from __future__ import annotations
+
+import keras
+from jaxtyping import Float
+from keras import ops
+
+from isovit.backends.keras.layers import Block, DType, SpecModel, Tensor, layer_norm, pool
+from isovit.spec.families.vit import ViTConfig
+
+
+class ConvPatchEmbed(keras.layers.Layer):
+    """A convolution whose stride is its kernel."""
+
+    def __init__(self, config: ViTConfig, *, name: str, dtype: DType = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self.patches, self.dim = config.patches, config.embed_dim
+        self.proj = keras.layers.Conv2D(
+            config.embed_dim,
+            kernel_size=config.patch_size,
+            strides=config.patch_size,
+            padding="valid",
+            data_format="channels_last",
+            use_bias=True,
+            name="proj",
+            dtype=self.dtype_policy,
+        )
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        self.proj.build(input_shape)
+
+    def call(
+        self, images: Float[Tensor, "batch height width channels"]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        x = self.proj(images)  # (batch, rows, columns, dim)
+        return ops.reshape(x, (-1, self.patches, self.dim))
+
+
+class NormLinearNormPatchEmbed(keras.layers.Layer):
+    """LayerNorm, dense, LayerNorm over patches flattened as (height, width, channel)."""
+
+    def __init__(self, config: ViTConfig, *, name: str, dtype: DType = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+        dtype, eps = self.dtype_policy, config.norm_eps
+        self.patch_size, self.grid, self.dim = config.patch_size, config.grid, config.embed_dim
+        self.norm1 = layer_norm(eps, name="norm1", dtype=dtype)
+        self.proj = keras.layers.Dense(config.embed_dim, use_bias=True, name="proj", dtype=dtype)
+        self.norm2 = layer_norm(eps, name="norm2", dtype=dtype)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        (height, width), (rows, columns) = self.patch_size, self.grid
+        patches = (None, rows * columns, height * width * input_shape[-1])
+        self.norm1.build(patches)
+        self.proj.build(patches)
+        self.norm2.build((*patches[:-1], self.dim))
+
+    def call(
+        self, images: Float[Tensor, "batch height width channels"]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        (height, width), (rows, columns) = self.patch_size, self.grid
+        channels = images.shape[-1]
+        x = ops.reshape(images, (-1, rows, height, columns, width, channels))
+        x = ops.swapaxes(x, 2, 3)  # (batch, rows, columns, height, width, channels)
+        x = ops.reshape(x, (-1, rows * columns, height * width * channels))
+        return self.norm2(self.proj(self.norm1(x)))
+
+
+PATCH_EMBEDS = {"conv": ConvPatchEmbed, "norm_linear_norm": NormLinearNormPatchEmbed}
+
+
+@keras.saving.register_keras_serializable(package="isovit")
+class ViT(SpecModel):
+    """Vision Transformer.
+
+    Called with (batch, height, width, channels) images of ``config.image_size``; returns
+    (batch, num_classes) logits, or the pooled features where the config has no head.
+
+    Args:
+        config: see ``ViTConfig``.
+        name: of the model.
+        dtype: policy, ``float32`` or ``mixed_bfloat16`` for example; None for the global one.
+    """
+
+    def __init__(self, config: ViTConfig, *, name: str = "vit", dtype: DType = None) -> None:
+        super().__init__(config, name=name, dtype=dtype)
+        dtype = self.dtype_policy
+        self.patch_embed = PATCH_EMBEDS[config.patch_embed](config, name="patch_embed", dtype=dtype)
+        self.dropout = keras.layers.Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
+        self.blocks = [
+            Block(block, name=f"blocks_{i}", dtype=dtype) for i, block in enumerate(config.blocks)
+        ]
+        has_norm, has_head = config.final_norm != "none", config.num_classes > 0
+        self.norm = (
+            layer_norm(config.norm_eps, name="norm", dtype=dtype)
+            if has_norm
+            else keras.layers.Identity(name="norm", dtype=dtype)
+        )
+        self.head = (
+            keras.layers.Dense(config.num_classes, use_bias=True, name="head", dtype=dtype)
+            if has_head
+            else keras.layers.Identity(name="head", dtype=dtype)
+        )
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        dim, tokens = self.config.embed_dim, self.config.tokens
+        self.cls_token = (
+            self.add_weight(shape=(1, 1, dim), initializer="zeros", name="cls_token")
+            if self.config.class_token
+            else None
+        )
+        self.pos_embed = self.add_weight(
+            shape=(1, self.config.positions, dim), initializer="zeros", name="pos_embed"
+        )
+        self.patch_embed.build(input_shape)
+        for block in self.blocks:
+            block.build((None, tokens, dim))
+        self.norm.build((None, dim) if self.config.final_norm == "pooled" else (None, tokens, dim))
+        self.head.build((None, dim))
+
+    def call(
+        self, images: Float[Tensor, "batch height width channels"], training: bool | None = None
+    ) -> Float[Tensor, "batch ..."]:
+        x = self.patch_embed(self.checked(images))  # (batch, patches, dim)
+        if self.config.pos_embed_tokens == "patches":
+            x = x + self.pos_embed
+        if self.cls_token is not None:
+            cls_token = ops.broadcast_to(self.cls_token, (ops.shape(x)[0], 1, x.shape[-1]))
+            x = ops.concatenate([cls_token, x], axis=1)
+        if self.config.pos_embed_tokens == "all":
+            x = x + self.pos_embed
+        x = self.dropout(x, training=training)
+        for block in self.blocks:
+            x = block(x, training=training)
+        if self.config.final_norm == "pooled":
+            x = self.norm(pool(x, self.config))
+        else:
+            x = pool(self.norm(x), self.config)
+        return self.head(x)

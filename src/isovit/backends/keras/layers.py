@@ -1,0 +1,248 @@
+"""The pre-norm transformer block and what families share around it, in Keras.
+
+Source: Vaswani et al. 2017, arXiv:1706.03762; Dosovitskiy et al. 2021, arXiv:2010.11929, eq. 1-4.
+
+Every layer carries the name of its attribute, and an item of a list ``name_index``, so that the
+path of a parameter follows from its canonical path on every engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import keras
+import numpy as np
+from jaxtyping import Float
+from keras import ops
+
+from isovit.spec.blocks import BlockConfig, TransformerConfig
+from isovit.spec.config import config_from_dict
+
+Tensor = Any  # of whichever engine runs
+DType = str | keras.DTypePolicy | None
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x·Φ(x), exact. ``keras.activations.gelu`` loses half of float64 on TensorFlow."""
+    return 0.5 * x * (1.0 + ops.erf(x * 0.7071067811865476))
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """The tanh approximation; Hendrycks & Gimpel 2016, arXiv:1606.08415, section 2."""
+    return 0.5 * x * (1.0 + ops.tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "gelu_tanh": gelu_tanh}
+
+
+def layer_norm(eps: float, *, name: str, dtype: DType) -> keras.layers.LayerNormalization:
+    """LayerNorm over the last axis, with scale and bias."""
+    return keras.layers.LayerNormalization(
+        axis=-1, epsilon=eps, center=True, scale=True, name=name, dtype=dtype
+    )
+
+
+def constant(value: np.ndarray) -> Callable[..., Tensor]:
+    """Initialiser of a table that does not train."""
+    return lambda shape, dtype=None: ops.convert_to_tensor(value, dtype=dtype)
+
+
+class DropPath(keras.layers.Layer):
+    """Stochastic depth: a sample skips the branch with probability ``rate``; arXiv:1603.09382."""
+
+    def __init__(self, rate: float, *, name: str, dtype: DType = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self.dropout = keras.layers.Dropout(
+            rate, noise_shape=(None, 1, 1), name="dropout", dtype=self.dtype_policy
+        )
+
+    def call(
+        self, x: Float[Tensor, "batch tokens dim"], training: bool | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        return self.dropout(x, training=training)
+
+
+class LayerScale(keras.layers.Layer):
+    """A learned factor per channel; Touvron et al. 2021, arXiv:2103.17239, section 2."""
+
+    def __init__(self, init: float, *, name: str, dtype: DType = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self.init = init
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        initializer = keras.initializers.Constant(self.init)
+        self.gamma = self.add_weight(
+            shape=(input_shape[-1],), initializer=initializer, name="gamma"
+        )
+
+    def call(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        return x * self.gamma
+
+
+class Attention(keras.layers.Layer):
+    """Multi-head self-attention, softmax(q·kᵀ · scale)·v; arXiv:1706.03762, eq. 1."""
+
+    def __init__(self, config: BlockConfig, *, name: str, dtype: DType = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+        dtype = self.dtype_policy
+        self.num_heads, self.head_dim = config.num_heads, config.head_dim
+        self.scale = config.attn_scale
+        self.qkv = keras.layers.Dense(
+            3 * config.inner_dim, use_bias=config.qkv_bias, name="qkv", dtype=dtype
+        )
+        self.attn_dropout = keras.layers.Dropout(
+            config.attn_dropout_rate, name="attn_dropout", dtype=dtype
+        )
+        self.proj = (
+            keras.layers.Dense(config.dim, use_bias=True, name="proj", dtype=dtype)
+            if config.attn_proj
+            else None
+        )
+        self.proj_dropout = keras.layers.Dropout(
+            config.dropout_rate if config.attn_proj else 0.0, name="proj_dropout", dtype=dtype
+        )
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        self.qkv.build(input_shape)
+        if self.proj is not None:
+            self.proj.build((*input_shape[:-1], self.num_heads * self.head_dim))
+
+    def call(
+        self, x: Float[Tensor, "batch tokens dim"], training: bool | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        tokens = x.shape[1]
+        qkv = ops.reshape(self.qkv(x), (-1, tokens, 3, self.num_heads, self.head_dim))
+        qkv = ops.transpose(qkv, (2, 0, 3, 1, 4))
+        q, k, v = qkv[0], qkv[1], qkv[2]  # each (batch, heads, tokens, head_dim)
+        scores = ops.matmul(q * self.scale, ops.swapaxes(k, -2, -1))
+        weights = ops.softmax(scores, axis=-1)  # (batch, heads, tokens, tokens)
+        x = ops.matmul(self.attn_dropout(weights, training=training), v)
+        x = ops.swapaxes(x, 1, 2)  # (batch, tokens, heads, head_dim)
+        x = ops.reshape(x, (-1, tokens, self.num_heads * self.head_dim))
+        if self.proj is not None:
+            x = self.proj(x)
+        return self.proj_dropout(x, training=training)
+
+
+class Mlp(keras.layers.Layer):
+    """Dense, activation, dense; arXiv:1706.03762, eq. 2."""
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        activation: str,
+        dropout_rate: float,
+        *,
+        name: str,
+        dtype: DType = None,
+    ) -> None:
+        super().__init__(name=name, dtype=dtype)
+        dtype = self.dtype_policy
+        self.hidden_dim = hidden_dim
+        self.fc1 = keras.layers.Dense(hidden_dim, use_bias=True, name="fc1", dtype=dtype)
+        self.activation = ACTIVATIONS[activation]
+        self.dropout1 = keras.layers.Dropout(dropout_rate, name="dropout1", dtype=dtype)
+        self.fc2 = keras.layers.Dense(dim, use_bias=True, name="fc2", dtype=dtype)
+        self.dropout2 = keras.layers.Dropout(dropout_rate, name="dropout2", dtype=dtype)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        self.fc1.build(input_shape)
+        self.fc2.build((*input_shape[:-1], self.hidden_dim))
+
+    def call(
+        self, x: Float[Tensor, "batch tokens dim"], training: bool | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        x = self.dropout1(self.activation(self.fc1(x)), training=training)
+        return self.dropout2(self.fc2(x), training=training)
+
+
+class Block(keras.layers.Layer):
+    """Pre-norm block; arXiv:2010.11929, eq. 2 and 3, with stochastic depth and LayerScale."""
+
+    def __init__(self, config: BlockConfig, *, name: str, dtype: DType = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+        dtype = self.dtype_policy
+        eps, scale, rate = config.norm_eps, config.layer_scale_init, config.drop_path_rate
+        self.norm1 = layer_norm(eps, name="norm1", dtype=dtype)
+        self.attn = Attention(config, name="attn", dtype=dtype)
+        self.layer_scale1 = (
+            keras.layers.Identity(name="layer_scale1", dtype=dtype)
+            if scale is None
+            else LayerScale(scale, name="layer_scale1", dtype=dtype)
+        )
+        self.drop_path1 = DropPath(rate, name="drop_path1", dtype=dtype)
+        self.norm2 = layer_norm(eps, name="norm2", dtype=dtype)
+        self.mlp = Mlp(
+            config.dim,
+            config.mlp_dim,
+            config.activation,
+            config.dropout_rate,
+            name="mlp",
+            dtype=dtype,
+        )
+        self.layer_scale2 = (
+            keras.layers.Identity(name="layer_scale2", dtype=dtype)
+            if scale is None
+            else LayerScale(scale, name="layer_scale2", dtype=dtype)
+        )
+        self.drop_path2 = DropPath(rate, name="drop_path2", dtype=dtype)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        for layer in (
+            self.norm1,
+            self.attn,
+            self.layer_scale1,
+            self.norm2,
+            self.mlp,
+            self.layer_scale2,
+        ):
+            layer.build(input_shape)
+
+    def call(
+        self, x: Float[Tensor, "batch tokens dim"], training: bool | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        y = self.layer_scale1(self.attn(self.norm1(x), training=training))
+        x = x + self.drop_path1(y, training=training)
+        y = self.layer_scale2(self.mlp(self.norm2(x), training=training))
+        x = x + self.drop_path2(y, training=training)
+        return x
+
+
+def pool(x: Float[Tensor, "batch tokens dim"], config: TransformerConfig) -> Tensor:
+    """Tokens to features: (batch, dim), or every token where ``config.pool`` is ``none``."""
+    match config.pool:
+        case "cls":
+            return x[:, 0]
+        case "mean":
+            return ops.mean(x, axis=1)
+        case "mean_patches":
+            return ops.mean(x[:, int(config.class_token) :], axis=1)
+        case "none":
+            return x
+
+
+class SpecModel(keras.Model):
+    """What the models of all families share: a config that goes with them into ``.keras`` files."""
+
+    def __init__(self, config: Any, *, name: str, dtype: DType) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self.config = config
+
+    def checked(self, images: Tensor) -> Tensor:
+        """The images, if their shape is the config's; in the dtype of the computation."""
+        self.config.check_images(tuple(images.shape))
+        return ops.cast(images, self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """What ``from_config`` needs, ``trainable`` included."""
+        return {**super().get_config(), "config": self.config.to_dict()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+        """The model of ``get_config``."""
+        spec = config_from_dict(config["config"])
+        model = cls(spec, name=config["name"], dtype=config["dtype"])  # type: ignore[call-arg]
+        model.trainable = config["trainable"]
+        return model

@@ -1,0 +1,316 @@
+"""Building, reading, writing and running Keras models, on whichever engine this process has."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import h5py
+import keras
+import numpy as np
+from keras.src.backend.common import dtypes as keras_dtypes
+
+from isovit.backends import model_class, resolve
+from isovit.backends.keras.layout import LAYOUT
+from isovit.backends.protocol import Gradients, Model, Weights
+from isovit.errors import InputError, reason
+from isovit.spec.config import Config
+from isovit.spec.families import param_tree
+from isovit.spec.layout import from_native, native_path, to_native
+from isovit.spec.param import Param
+
+ENGINE = keras.backend.backend()
+
+# Keras places what is made inside ``keras.device``: the computation must be inside it too.
+_DEVICES: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
+
+
+def build(
+    config: Config, weights: Weights, *, dtype: str = "float32", device: str | None = None
+) -> keras.Model:
+    """See ``Backend.build``."""
+    with _on(device):
+        model = _empty(config, dtype)
+        write(model, weights)
+    _DEVICES[model] = device
+    return model
+
+
+def read(model: Model) -> dict[str, np.ndarray]:
+    """See ``Backend.read``."""
+    native = {name: _numpy(v.value) for name, v in _variables(model).items()}
+    return from_native(_params(model), native, LAYOUT)
+
+
+def write(model: Model, weights: Weights) -> None:
+    """See ``Backend.write``."""
+    native = to_native(_params(model), weights, LAYOUT)
+    for name, variable in _variables(model).items():
+        variable.assign(np.array(native[name]))  # a copy: JAX may keep the caller's own memory
+
+
+def forward(model: Model, images: np.ndarray) -> np.ndarray:
+    """See ``Backend.forward``."""
+    return _numpy(_run(model, images)[0])
+
+
+def trace(model: Model, images: np.ndarray) -> dict[str, np.ndarray]:
+    """See ``Backend.trace``."""
+    paths = list(param_tree(model.config).activations())
+    output, outputs = _run(model, images, paths)
+    outputs[""] = output
+    return {path: _numpy(outputs[path]) for path in paths}
+
+
+def gradients(model: Model, images: np.ndarray, cotangent: np.ndarray) -> Gradients:
+    """See ``Backend.gradients``."""
+    trainable = {path: param for path, param in _params(model).items() if param.trainable}
+    by_name = _variables(model)
+    variables = [by_name[native_path(path, param, LAYOUT)] for path, param in trainable.items()]
+    differentiate = {
+        "tensorflow": _gradients_tensorflow,
+        "jax": _gradients_jax,
+        "torch": _gradients_torch,
+    }[ENGINE]
+    with _on(_DEVICES.get(model)):
+        x, weighting = _like(model, images), _like(model, cotangent)
+        by_image, *by_variable = differentiate(model, variables, x, weighting)
+    native = {
+        native_path(path, param, LAYOUT): _numpy(gradient)
+        for (path, param), gradient in zip(trainable.items(), by_variable, strict=True)
+    }
+    return Gradients(_numpy(by_image), from_native(trainable, native, LAYOUT))
+
+
+def exact_arithmetic() -> None:
+    """See ``Backend.exact_arithmetic``."""
+    if ENGINE == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+    elif ENGINE == "jax":
+        import jax
+
+        jax.config.update("jax_default_matmul_precision", "highest")
+    else:
+        import torch
+
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+
+
+def synchronize(model: Model) -> None:
+    """See ``Backend.synchronize``."""
+    if ENGINE == "jax":
+        import jax
+
+        jax.block_until_ready([variable.value for variable in model.variables])
+    elif ENGINE == "torch":
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    else:
+        import tensorflow as tf
+
+        tf.test.experimental.sync_devices()
+
+
+def save_native(config: Config, weights: Weights, path: Path) -> None:
+    """See ``Backend.save_native``: ``.weights.h5``."""
+    kinds = {array.dtype.name for array in weights.values()}
+    if not kinds <= {"float32", "float64"}:
+        raise InputError(
+            f"cannot write {path.name}: Keras has float32 or float64, not {', '.join(kinds)}"
+        )
+    model = build(config, weights, dtype="float64" if "float64" in kinds else "float32")
+    model.save_weights(path)
+
+
+def load_native(config: Config, path: Path) -> dict[str, np.ndarray]:
+    """See ``Backend.load_native``."""
+    kinds: set[str] = set()
+    try:
+        with h5py.File(path, "r") as file:
+            file.visititems(lambda _, item: kinds.add(str(getattr(item, "dtype", ""))))
+        model = _empty(config, "float64" if "float64" in kinds else "float32")
+        model.load_weights(path)
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{path}: wanted the Keras weights of this config, but: {reason(error)}"
+        ) from None
+    return read(model)
+
+
+def _gradients_tensorflow(model: Any, variables: Any, x: Any, weighting: Any) -> list[Any]:
+    import tensorflow as tf
+
+    targets = [x, *(variable.value for variable in variables)]
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = tf.reduce_sum(model(x, training=False) * weighting)
+    return tape.gradient(loss, targets, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+
+def _gradients_jax(model: Any, variables: Any, x: Any, weighting: Any) -> list[Any]:
+    import jax
+
+    fixed = [variable.value for variable in model.non_trainable_variables]
+
+    def loss(trained: list[jax.Array], x: jax.Array) -> jax.Array:
+        output, _ = model.stateless_call(trained, fixed, x, training=False)
+        return (output * weighting).sum()
+
+    trained = [variable.value for variable in model.trainable_variables]
+    by_trained, by_image = jax.jit(jax.grad(loss, argnums=(0, 1)))(trained, x)
+    by_id = {id(v): g for v, g in zip(model.trainable_variables, by_trained, strict=True)}
+    return [by_image, *(by_id[id(variable)] for variable in variables)]
+
+
+def _gradients_torch(model: Any, variables: Any, x: Any, weighting: Any) -> list[Any]:
+    import torch
+
+    x = x.detach().requires_grad_()
+    loss = (model(x, training=False) * weighting).sum()
+    targets = [x, *(variable.value for variable in variables)]
+    return list(torch.autograd.grad(loss, targets, materialize_grads=True))
+
+
+def _run(
+    model: Model, images: np.ndarray, record: list[str] | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Output and recorded activations; compiled on JAX, whose eager mode is slower still."""
+    record = record or []
+    with _on(_DEVICES.get(model)):
+        x = _like(model, images)
+        if ENGINE == "jax":
+            return _run_jax(model, x, record)
+        with _no_gradients(), _recording(model, record) as outputs:
+            return model(x, training=False), outputs
+
+
+def _run_jax(model: Model, x: Any, record: list[str]) -> tuple[Any, dict[str, Any]]:
+    import jax
+
+    @jax.jit
+    def run(trained: Any, fixed: Any, x: Any) -> tuple[Any, dict[str, Any]]:
+        with _recording(model, record) as outputs:
+            output, _ = model.stateless_call(trained, fixed, x, training=False)
+        return output, outputs
+
+    trained = [variable.value for variable in model.trainable_variables]
+    fixed = [variable.value for variable in model.non_trainable_variables]
+    return run(trained, fixed, x)
+
+
+def _no_gradients() -> AbstractContextManager[Any]:
+    if ENGINE == "torch":
+        import torch
+
+        return torch.no_grad()
+    return nullcontext()
+
+
+@contextmanager
+def _recording(model: Model, paths: list[str]) -> Iterator[dict[str, Any]]:
+    """Within it, the output of every layer at ``paths`` is kept.
+
+    Keras has no hooks, so the ``call`` of each layer, and of no other, is wrapped.
+    """
+    outputs: dict[str, Any] = {}
+
+    def record(path: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            outputs[path] = call(*args, **kwargs)
+            return outputs[path]
+
+        return recorded
+
+    layers = {path: resolve(model, path) for path in paths if path}
+    for path, layer in layers.items():
+        object.__setattr__(layer, "call", record(path, layer.call))
+    try:
+        yield outputs
+    finally:
+        for layer in layers.values():
+            object.__delattr__(layer, "call")
+
+
+def _empty(config: Config, dtype: str) -> keras.Model:
+    if dtype == "float64":
+        _enable_float64()
+    model: keras.Model = model_class("keras", config.family)(config, dtype=dtype)
+    model.build((None, *config.image_size, config.in_channels))
+    return model
+
+
+def _params(model: Model) -> dict[str, Param]:
+    return param_tree(model.config).parameters()
+
+
+def _variables(model: Model) -> dict[str, keras.Variable]:
+    """Parameters by dotted path with Keras's leaf names."""
+    paths = (native_path(path, param, LAYOUT) for path, param in _params(model).items())
+    return {
+        path: getattr(resolve(model, path.rpartition(".")[0]), path.rpartition(".")[2])
+        for path in paths
+    }
+
+
+def _enable_float64() -> None:
+    """Keep float64 where Keras on JAX and torch would demote it, see docs/decisions/float64.md.
+
+    Raises:
+        RuntimeError: if this version of Keras has no such table: then its float64 is float32.
+    """
+    if ENGINE == "jax":
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+    if ENGINE != "tensorflow":
+        table = getattr(keras_dtypes, "BIT64_TO_BIT32_DTYPE", {})
+        if "float64" not in table:
+            raise RuntimeError(
+                f"Keras {keras.__version__} has no BIT64_TO_BIT32_DTYPE['float64'] to mend; its "
+                f"float64 on {ENGINE} may be float32 inside"
+            )
+        table["float64"] = "float64"
+
+
+def _on(device: str | None) -> AbstractContextManager[Any]:
+    """What is made inside lies on this device."""
+    if device is None:
+        return nullcontext()
+    kind, _, index = device.replace("cuda", "gpu").partition(":")
+    if kind != "cpu" and kind not in _accelerators():
+        raise InputError(f"device {device}: {ENGINE} finds no such device here; use --device cpu")
+    # On torch, "cpu:0" is not the device "cpu" that parameters are made on: moving the integer
+    # state of a Dropout between the two fails.
+    return keras.device(kind if ENGINE == "torch" and not index else f"{kind}:{index or 0}")
+
+
+def _accelerators() -> set[str]:
+    if ENGINE == "torch":
+        import torch
+
+        return {"gpu"} if torch.cuda.is_available() else set()
+    return {name.partition(":")[0] for name in keras.distribution.list_devices()}
+
+
+def _like(model: keras.Model, array: np.ndarray) -> Any:
+    """A tensor in the dtype of the model. The cast is NumPy's: Keras's own may pass float32."""
+    dtype = model.compute_dtype
+    if dtype == "bfloat16":
+        return keras.ops.cast(keras.ops.convert_to_tensor(np.float32(array)), dtype)
+    return keras.ops.convert_to_tensor(np.asarray(array, dtype), dtype=dtype)
+
+
+def _numpy(tensor: Any) -> np.ndarray:
+    if keras.backend.standardize_dtype(tensor.dtype) == "bfloat16":
+        tensor = keras.ops.cast(tensor, "float32")
+    return np.array(keras.ops.convert_to_numpy(tensor))  # with memory of its own

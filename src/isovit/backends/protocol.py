@@ -1,0 +1,95 @@
+"""What a backend does, as a protocol; each ``runtime`` module is one.
+
+Arrays go in and come out as NumPy: float64 stays float64, everything else comes out as float32,
+which holds bfloat16 exactly. Images are (batch, height, width, channels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from isovit.spec.config import Config
+
+Model = Any
+Weights = Mapping[str, np.ndarray]
+
+
+class Gradients(NamedTuple):
+    """Gradients of a scalar loss.
+
+    Attributes:
+        images: (batch, height, width, channels).
+        weights: of every trainable parameter, by canonical path, in canonical layout.
+    """
+
+    images: np.ndarray
+    weights: dict[str, np.ndarray]
+
+
+class Backend(Protocol):
+    """The functions of a ``runtime`` module."""
+
+    def build(
+        self, config: Config, weights: Weights, *, dtype: str = "float32", device: str | None = None
+    ) -> Model:
+        """A model with these canonical weights, in evaluation mode.
+
+        Raises:
+            InputError: if the weights do not fit the config, or there is no such device.
+        """
+        ...
+
+    def read(self, model: Model) -> dict[str, np.ndarray]:
+        """The model's weights, canonical, in the order of the param tree."""
+        ...
+
+    def write(self, model: Model, weights: Weights) -> None:
+        """Put canonical weights into a model; its dtype stays."""
+        ...
+
+    def forward(self, model: Model, images: np.ndarray) -> np.ndarray:
+        """The model's output in evaluation mode."""
+        ...
+
+    def trace(self, model: Model, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Output of every module of the param tree by path, ``""`` for the model's own."""
+        ...
+
+    def gradients(self, model: Model, images: np.ndarray, cotangent: np.ndarray) -> Gradients:
+        """Gradients of the loss Σ output · cotangent in evaluation mode."""
+        ...
+
+    def exact_arithmetic(self) -> None:
+        """Switch off, for this process, whatever rounds products of float32 (TF32, bfloat16)."""
+        ...
+
+    def synchronize(self, model: Model) -> None:
+        """Wait until the device has done all that was asked of it."""
+        ...
+
+
+class NativeFiles(Protocol):
+    """What the ``runtime`` modules of Flax and Keras add: files that only they can write.
+
+    A torch state dict, an npz and a safetensors file need nothing of the model.
+    """
+
+    def save_native(self, config: Config, weights: Weights, path: Path) -> None:
+        """Write a file or folder that the framework's own tools read.
+
+        Raises:
+            InputError: if it cannot hold the dtype of the weights.
+        """
+        ...
+
+    def load_native(self, config: Config, path: Path) -> dict[str, np.ndarray]:
+        """Read such a file back; whether the arrays fit the config is for the caller to check.
+
+        Raises:
+            InputError: if it is none, or cannot be read without its config and does not fit it.
+        """
+        ...

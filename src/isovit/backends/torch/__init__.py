@@ -1,0 +1,1 @@
+"""The PyTorch backend: models as ``torch.nn.Module``."""

@@ -1,0 +1,119 @@
+"""The pre-norm transformer block and what families share around it, in PyTorch.
+
+Source: Vaswani et al. 2017, arXiv:1706.03762; Dosovitskiy et al. 2021, arXiv:2010.11929, eq. 1-4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from isovit.spec.blocks import BlockConfig, TransformerConfig
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": partial(F.gelu, approximate="none"),
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: a sample skips the branch with probability ``rate``; arXiv:1603.09382."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = x.new_empty(x.shape[0], 1, 1).bernoulli_(1.0 - self.rate)
+        return x * keep / (1.0 - self.rate)
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel; Touvron et al. 2021, arXiv:2103.17239, section 2."""
+
+    def __init__(self, dim: int, init: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        return x * self.gamma
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, softmax(q·kᵀ · scale)·v; arXiv:1706.03762, eq. 1."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.scale = config.attn_scale
+        self.qkv = nn.Linear(config.dim, 3 * config.inner_dim, bias=config.qkv_bias)
+        self.attn_dropout = nn.Dropout(config.attn_dropout_rate)
+        self.proj = nn.Linear(config.inner_dim, config.dim, bias=True) if config.attn_proj else None
+        self.proj_dropout = nn.Dropout(config.dropout_rate if config.attn_proj else 0.0)
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, tokens, head_dim)
+        weights = torch.softmax((q * self.scale) @ k.mT, dim=-1)  # (batch, heads, tokens, tokens)
+        x = self.attn_dropout(weights) @ v
+        x = x.transpose(1, 2).flatten(2)  # (batch, tokens, heads * head_dim)
+        if self.proj is not None:
+            x = self.proj(x)
+        return self.proj_dropout(x)
+
+
+class Mlp(nn.Module):
+    """Dense, activation, dense; arXiv:1706.03762, eq. 2."""
+
+    def __init__(self, dim: int, hidden_dim: int, activation: str, dropout_rate: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim, bias=True)
+        self.activation = ACTIVATIONS[activation]
+        self.dropout1 = nn.Dropout(dropout_rate)
+        self.fc2 = nn.Linear(hidden_dim, dim, bias=True)
+        self.dropout2 = nn.Dropout(dropout_rate)
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        x = self.dropout1(self.activation(self.fc1(x)))
+        return self.dropout2(self.fc2(x))
+
+
+class Block(nn.Module):
+    """Pre-norm block; arXiv:2010.11929, eq. 2 and 3, with stochastic depth and LayerScale."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        dim, scale = config.dim, config.layer_scale_init
+        self.norm1 = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.attn = Attention(config)
+        self.layer_scale1 = nn.Identity() if scale is None else LayerScale(dim, scale)
+        self.drop_path1 = DropPath(config.drop_path_rate)
+        self.norm2 = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.mlp = Mlp(dim, config.mlp_dim, config.activation, config.dropout_rate)
+        self.layer_scale2 = nn.Identity() if scale is None else LayerScale(dim, scale)
+        self.drop_path2 = DropPath(config.drop_path_rate)
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        x = x + self.drop_path1(self.layer_scale1(self.attn(self.norm1(x))))
+        x = x + self.drop_path2(self.layer_scale2(self.mlp(self.norm2(x))))
+        return x
+
+
+def pool(x: Float[Tensor, "batch tokens dim"], config: TransformerConfig) -> Tensor:
+    """Tokens to features: (batch, dim), or every token where ``config.pool`` is ``none``."""
+    match config.pool:
+        case "cls":
+            return x[:, 0]
+        case "mean":
+            return x.mean(dim=1)
+        case "mean_patches":
+            return x[:, int(config.class_token) :].mean(dim=1)
+        case "none":
+            return x

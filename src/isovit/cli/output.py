@@ -1,0 +1,56 @@
+"""What the verbs share: tables, JSON and progress."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Change a config field; nested by dots."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+
+
+def print_json(data: object) -> None:
+    """Print data as indented JSON."""
+    print(msgspec.json.format(msgspec.json.encode(data), indent=2).decode())
+
+
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; columns of numbers (heads that end in a space) are aligned to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in heads:
+        table.add_column(head.strip(), justify="right" if head.endswith(" ") else "left")
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[str], Any]]:
+    """A bar on a terminal, a plain line for each step elsewhere; both on standard error."""
+    if not sys.stderr.isatty():
+        done = 0
+
+        def line(step: str) -> None:
+            nonlocal done
+            done += 1
+            print(f"{title}: {step} ({done}/{total})", file=sys.stderr)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda step: bar.update(task, advance=1, description=f"{title}: {step}")

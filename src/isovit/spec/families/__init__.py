@@ -1,0 +1,102 @@
+"""The table of families, each a module here with a config class, ``VARIANTS``, ``param_tree``."""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+
+from isovit.errors import InputError
+from isovit.spec.config import Config, config_from_file
+from isovit.spec.param import ParamTree
+
+FAMILIES = {
+    "vit": "ViT",
+    "t2t_vit": "T2TViT",
+}
+"""Family name to the class name that its spec, models and tables share."""
+
+
+def family_module(family: str) -> ModuleType:
+    """The spec module of a family."""
+    return import_module(f"isovit.spec.families.{family}")
+
+
+def config_class(family: str) -> type[Config]:
+    """The config class of a family, ``ViTConfig`` for ``vit``."""
+    return getattr(family_module(family), f"{FAMILIES[family]}Config")
+
+
+def param_tree(config: Config) -> ParamTree:
+    """The param tree of a model: modules, parameters, shapes and multiply-adds."""
+    return family_module(config.family).param_tree(config)
+
+
+@cache
+def variants() -> dict[str, Config]:
+    """Every published variant by name, in the order of the families."""
+    return {
+        name: row for family in FAMILIES for name, row in family_module(family).VARIANTS.items()
+    }
+
+
+def variant_config(name: str) -> Config:
+    """The config of a published variant; older names are accepted.
+
+    Raises:
+        InputError: if there is none of that name.
+    """
+    aliases: dict[str, str] = {}
+    for family in FAMILIES:
+        aliases |= family_module(family).ALIASES
+    known = variants()
+    if (name := aliases.get(name, name)) in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "isovit list shows the names"
+    raise InputError(f"no model named {name!r}; {hint}")
+
+
+def variant_name(config: Config) -> str | None:
+    """The published variant of a config, whatever its classes and preprocessing; None if none."""
+    for name, variant in variants().items():
+        if variant.family == config.family:
+            same = variant.replace(num_classes=config.num_classes)
+            if msgspec.structs.replace(same, preprocess=config.preprocess) == config:
+                return name
+    return None
+
+
+def config(name: str, **changes: Any) -> Config:
+    """The config of a published variant, with fields changed.
+
+    Args:
+        name: of the variant, ``t2t_vit_14``; older names are accepted.
+        changes: fields to change, ``num_classes=10``; nested ones by dotted name,
+            ``**{"preprocess.interpolation": "bilinear"}``.
+
+    Raises:
+        InputError: if there is no such variant or field, or the config cannot be.
+    """
+    variant = variant_config(name)
+    return variant.replace(**changes) if changes else variant
+
+
+def resolve_config(name: str, changes: dict[str, Any] | None = None) -> Config:
+    """The config of a variant name or of a JSON or TOML config file, with fields changed.
+
+    Args:
+        name: a variant (``t2t_vit_14``) or a path that ends in .json or .toml.
+        changes: fields to change, nested ones by dotted name.
+
+    Raises:
+        InputError: if there is no such variant or file, or the config cannot be.
+    """
+    is_file = Path(name).suffix in (".json", ".toml")
+    config = config_from_file(name) if is_file else variant_config(name)
+    return config.replace(**changes) if changes else config

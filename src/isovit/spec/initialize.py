@@ -1,0 +1,163 @@
+"""Seeded weights from a param tree, in NumPy: the same bits on every machine and every run.
+
+Each parameter has a generator of its own, seeded by the seed and the parameter's path. What one
+parameter gets therefore depends neither on the others nor on their order.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+
+from isovit.spec.config import Config
+from isovit.spec.families import param_tree
+from isovit.spec.param import Param, Role
+
+Array = np.ndarray
+Draw = Callable[[np.random.Generator, tuple[int, ...], float], Array]
+
+
+def init(config: Config, seed: int = 0) -> dict[str, Array]:
+    """Draw canonical weights by the initialisation that ``config.init_scheme`` names.
+
+    Args:
+        config: any family's config.
+        seed: any non-negative integer.
+
+    Returns:
+        float32 arrays by canonical path, in the order of the param tree.
+    """
+    return {
+        path: INITIALIZERS[param.init.kind](_generator(seed, path), param.shape, param.init.value)
+        for path, param in param_tree(config).parameters().items()
+    }
+
+
+def probe(config: Config, seed: int = 0) -> dict[str, Array]:
+    """Draw weights under which every parameter shows in the output.
+
+    Published initialisations hide faults: zero biases hide a missing bias, unit scales a missing
+    norm, and kernels of 0.02 a permuted q and k. Here kernels keep the variance of their input,
+    scales are 1 + N(0, 0.2²), biases N(0, 0.2²), tokens and positions N(0, 0.5²). Parameters that
+    do not train (sinusoid, random features) are what they always are.
+
+    Args:
+        config: any family's config.
+        seed: any non-negative integer.
+
+    Returns:
+        float32 arrays by canonical path, in the order of the param tree.
+    """
+    weights = init(config, seed)
+    for path, param in param_tree(config).parameters().items():
+        if param.trainable:
+            mean, std = _probe_moments(param)
+            noise = _generator(seed, "probe." + path).standard_normal(param.shape)
+            weights[path] = (mean + std * param.probe_gain * noise).astype(np.float32)
+    return weights
+
+
+def _generator(seed: int, path: str) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(path.encode())])
+
+
+def _probe_moments(param: Param) -> tuple[float, float]:
+    match param.role:
+        case Role.DENSE_KERNEL | Role.CONV_KERNEL:
+            return 0.0, 1 / math.sqrt(math.prod(param.shape[:-1]))
+        case Role.NORM_SCALE:
+            return 1.0, 0.2
+        case Role.BIAS | Role.NORM_BIAS:
+            return 0.0, 0.2
+        case Role.OWN:
+            return 0.0, 0.5
+
+
+def _constant(_: np.random.Generator, shape: tuple[int, ...], value: float) -> Array:
+    return np.full(shape, value, np.float32)
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> Array:
+    return (std * rng.standard_normal(shape)).astype(np.float32)
+
+
+def _uniform(rng: np.random.Generator, shape: tuple[int, ...], bound: float) -> Array:
+    return rng.uniform(-bound, bound, shape).astype(np.float32)
+
+
+def _trunc_normal(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> Array:
+    """N(0, std²) cut at ±2 in absolute units, as in timm: for std 0.02 the cut never bites."""
+    return _cut_normal(rng, shape, cut=2.0 / std, std=std)
+
+
+def _lecun_normal(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> Array:
+    """Normal cut at two deviations and widened to have deviation ``std``, as in Flax."""
+    return _cut_normal(rng, shape, cut=2.0, std=std / 0.87962566103423978)
+
+
+def _cut_normal(rng: np.random.Generator, shape: tuple[int, ...], cut: float, std: float) -> Array:
+    values = rng.standard_normal(shape)
+    while (outside := np.abs(values) > cut).any():
+        values[outside] = rng.standard_normal(int(outside.sum()))
+    return (std * values).astype(np.float32)
+
+
+def _orthogonal_rows(rng: np.random.Generator, shape: tuple[int, ...], norm: float) -> Array:
+    """Orthogonal rows of one norm, by Gram-Schmidt with exact sums: LAPACK differs by machine."""
+    rows: list[Array] = []
+    for row in rng.standard_normal(shape):
+        for _ in range(2):  # the second pass removes what rounding left
+            for other in rows:
+                row = row - math.fsum((row * other).tolist()) * other
+        rows.append(row / math.sqrt(math.fsum((row * row).tolist())))
+    return (norm * np.array(rows)).astype(np.float32)
+
+
+def _sinusoid(_: np.random.Generator, shape: tuple[int, ...], base: float) -> Array:
+    return sinusoidal_positions(shape[1], shape[2], base)[None]
+
+
+def orthogonal_features(features: int, dim: int, seed: int = 0) -> Array:
+    """Random features of a performer that is not given any: orthogonal rows of norm √features.
+
+    Unlike those of ``init`` their last bits depend on the machine: LAPACK makes them.
+
+    Returns:
+        (features, dim) float32.
+
+    Source: Choromanski et al. 2021, arXiv:2009.14794, section 2.4, as in the official T2T-ViT code.
+    """
+    columns, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((dim, features)))
+    return (math.sqrt(features) * columns.T).astype(np.float32)
+
+
+def sinusoidal_positions(tokens: int, dim: int, base: float = 10000.0) -> Array:
+    """Fixed 1-D table: angle pos / base^(2⌊j/2⌋/dim), sine in even columns, cosine in odd ones.
+
+    Args:
+        tokens: number of positions.
+        dim: width.
+        base: longest wavelength, in units of 2π positions.
+
+    Returns:
+        (tokens, dim) float32, computed in float64.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5, as in the official T2T-ViT code.
+    """
+    column = np.arange(dim)
+    angle = np.arange(tokens)[:, None] / np.power(base, 2 * (column // 2) / dim)
+    return np.where(column % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)
+
+
+INITIALIZERS: dict[str, Draw] = {
+    "constant": _constant,
+    "normal": _normal,
+    "trunc_normal": _trunc_normal,
+    "lecun_normal": _lecun_normal,
+    "uniform": _uniform,
+    "orthogonal_rows": _orthogonal_rows,
+    "sinusoid": _sinusoid,
+}

@@ -1,0 +1,62 @@
+"""A checkpoint in memory: a config, canonical weights, and where they came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from isovit.backends import backend_of, get_backend
+from isovit.spec.config import Config
+from isovit.spec.families import param_tree
+from isovit.spec.layout import check_weights
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a checkpoint came from.
+
+    Attributes:
+        path: the file or folder.
+        format: its format, as in ``FORMATS``.
+        notes: what a reader should know, a line each.
+    """
+
+    path: str
+    format: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A config and the canonical weights of its model.
+
+    Raises:
+        InputError: if the weights are not those of the config.
+    """
+
+    config: Config
+    weights: dict[str, np.ndarray]
+    source: Source = field(default=Source("", "isovit"))
+
+    def __post_init__(self) -> None:
+        check_weights(param_tree(self.config).parameters(), self.weights)
+
+
+def read(model: Any) -> Checkpoint:
+    """The weights of a model, after training for example; the inverse of ``build``.
+
+    Args:
+        model: that ``build`` made, in any framework; also compiled or wrapped by torch.
+
+    Returns:
+        A copy of its weights, canonical: float64 as such, everything else as float32.
+
+    Raises:
+        InputError: if it is no model of isovit's.
+    """
+    for wrapper in ("_orig_mod", "module"):  # torch.compile, DataParallel
+        model = getattr(model, wrapper, model)
+    backend = backend_of(model)
+    return Checkpoint(model.config, get_backend(backend).read(model), Source("", backend))

@@ -1,0 +1,100 @@
+"""Telling format, family and config of a foreign checkpoint from its names and shapes alone.
+
+A family's ``INFER`` has one function per format. It gets the shapes and returns the fields of the
+config, ``None`` if the names are not of that format, or raises ``Ask`` for a field that no shape
+tells. What the caller gives goes before what is inferred.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+from isovit.errors import InputError
+from isovit.spec.config import Config, config_from_dict
+from isovit.spec.families import FAMILIES
+
+Shapes = Mapping[str, tuple[int, ...]]
+Fields = dict[str, Any]
+Infer = Callable[[Shapes, Mapping[str, Any]], "Fields | None"]
+
+
+class Ask(InputError):
+    """A field that names and shapes do not tell; names it, with the candidates."""
+
+    def __init__(self, field: str, why: str, candidates: str) -> None:
+        super().__init__(f"{field} cannot be read from the weights: {why}; "
+                         f"give --set {field}={candidates}")  # fmt: skip
+
+
+def detect(
+    shapes: Shapes, given: Mapping[str, Any] | None = None, format: str | None = None
+) -> tuple[str, Config] | None:
+    """Find the format and the config of a foreign checkpoint.
+
+    Args:
+        shapes: of every array, by the file's own names.
+        given: fields of the config that the caller knows, by name.
+        format: the format, if it is known.
+
+    Returns:
+        Format and config; None if the names are of no format.
+
+    Raises:
+        Ask: for a field that names and shapes do not tell.
+        ConfigError: if what was found or given makes no config.
+    """
+    given = given or {}
+    for family in FAMILIES:
+        infer: dict[str, Infer]
+        infer = import_module(f"isovit.weight_convert.families.{family}").INFER
+        for name, function in infer.items():
+            if format in (None, name):
+                fields = function(shapes, given)
+                if fields is not None:
+                    config = config_from_dict({"family": family, **fields})
+                    return name, config.replace(**given) if given else config
+    return None
+
+
+def count(shapes: Shapes, pattern: str) -> int:
+    """How many of ``pattern.format(0)``, ``pattern.format(1)`` … there are."""
+    depth = 0
+    while pattern.format(depth) in shapes:
+        depth += 1
+    return depth
+
+
+def square_side(patches: int, given: Mapping[str, Any], unit: int) -> int | None:
+    """Side of a square grid; None if the caller gives the image's size.
+
+    Raises:
+        Ask: for the size of the image if the grid is not square.
+    """
+    if "image_size" in given:
+        return None
+    side = math.isqrt(patches)
+    if side * side != patches:
+        pairs = [(n, patches // n) for n in range(2, side + 1) if patches % n == 0]
+        shown = " or ".join(f"[{h * unit},{w * unit}]" for h, w in pairs[-3:]) or "[HEIGHT,WIDTH]"
+        raise Ask("image_size", f"{patches} patches make no square", shown)
+    return side
+
+
+def heads(
+    dim: int, depth: int, published: Mapping[tuple[int, int], int], given: Mapping[str, Any]
+) -> int:
+    """Number of heads, which no shape tells, of the published model of this width and depth.
+
+    Raises:
+        Ask: if no published model has this width and depth.
+    """
+    if "num_heads" in given:
+        return int(given["num_heads"])
+    if (dim, depth) in published:
+        return published[dim, depth]
+    candidates = [n for n in range(1, min(dim, 64) + 1) if dim % n == 0]
+    why = f"no published model has embed_dim={dim} and depth={depth}"
+    raise Ask("num_heads", why, "|".join(map(str, candidates)))

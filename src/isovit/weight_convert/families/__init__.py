@@ -1,0 +1,1 @@
+"""One module per family: ``TABLES``, from format name to the rename table of a config."""

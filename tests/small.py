@@ -1,0 +1,43 @@
+"""Models small enough to build, write and run in milliseconds; no two of their sizes are equal."""
+
+from __future__ import annotations
+
+from isovit.spec.config import Config
+from isovit.spec.families.t2t_vit import SoftSplit, T2TViTConfig
+from isovit.spec.families.vit import ViTConfig
+
+VIT = ViTConfig(
+    image_size=(16, 24),
+    patch_size=(8, 6),
+    embed_dim=12,
+    depth=2,
+    num_heads=3,
+    mlp_dim=20,
+    num_classes=5,
+)
+T2T = T2TViTConfig(
+    image_size=16,
+    t2t_layers=(SoftSplit(5, 2, 2), SoftSplit(3, 2, 1)),
+    token_dim=6,
+    token_mlp_dim=7,
+    performer_features=3,
+    embed_dim=12,
+    depth=1,
+    num_heads=3,
+    mlp_dim=20,
+    qkv_bias=False,
+    num_classes=5,
+)
+CONFIGS: dict[str, Config] = {"vit": VIT, "t2t_vit": T2T}
+
+# The same ViT for the command line, from a published name.
+SETTINGS = [
+    "image_size=[16,24]",
+    "patch_size=[8,6]",
+    "embed_dim=12",
+    "depth=2",
+    "num_heads=3",
+    "mlp_dim=20",
+    "num_classes=5",
+]
+SMALL = [word for setting in SETTINGS for word in ("--set", setting)]

@@ -1,0 +1,125 @@
+"""The house in order: one file per family everywhere, the same classes in all three backends."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import isovit
+from isovit.backends import BACKENDS
+from isovit.spec.families import FAMILIES, config_class, family_module
+
+PACKAGE = Path(isovit.__file__).parent
+REPOSITORY = PACKAGE.parents[1]
+FOLDERS = [
+    PACKAGE / "spec",
+    *(PACKAGE / "backends" / name for name in BACKENDS),
+    PACKAGE / "weight_convert",
+    REPOSITORY / "parity_tests",
+]
+FRAMEWORKS = {"torch", "jax", "jaxlib", "flax", "keras", "tensorflow", "orbax", "h5py"}
+
+# What a framework forces on a class, and what only one backend's layers.py needs:
+# Flax's kind of variable for fixed parameters and the type of its keywords, Keras's LayerNorm.
+METHODS = {"__init__", "forward", "__call__", "call", "build", "get_config", "from_config"}
+HELPERS = {"Fixed", "Kinds", "SpecModel"}  # what only one framework needs
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def outline(path: Path) -> list[str]:
+    """Classes with their own methods, in order of appearance."""
+    return [
+        f"{node.name}: {' '.join(methods(node))}"
+        for node in tree(path).body
+        if isinstance(node, ast.ClassDef) and node.name not in HELPERS
+    ]
+
+
+def methods(node: ast.ClassDef) -> list[str]:
+    names = [item.name for item in node.body if isinstance(item, ast.FunctionDef)]
+    return [name for name in names if name not in METHODS]
+
+
+def functions(path: Path) -> list[str]:
+    return [node.name for node in tree(path).body if isinstance(node, ast.FunctionDef)]
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level packages that a file imports anywhere."""
+    names: set[str] = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: str(f.relative_to(REPOSITORY)))
+def test_there_is_one_file_for_each_family_in(folder: Path) -> None:
+    files = {path.stem for path in (folder / "families").glob("*.py")}
+    assert files - {"__init__"} == FAMILIES.keys()
+
+
+def test_the_list_of_backends_is_the_list_of_folders() -> None:
+    folders = {path.parent.name for path in (PACKAGE / "backends").glob("*/__init__.py")}
+    assert folders == BACKENDS.keys()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_has_config_variants_aliases_and_param_tree(family: str) -> None:
+    module, cls = family_module(family), config_class(family)
+    assert cls.__name__ == f"{FAMILIES[family]}Config"
+    assert cls().family == family
+    assert callable(module.param_tree)
+    assert all(type(variant) is cls for variant in module.VARIANTS.values())
+    assert set(module.ALIASES.values()) <= module.VARIANTS.keys()
+    assert not module.ALIASES.keys() & module.VARIANTS.keys()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_backends_have_the_same_classes_in_the_same_order(family: str) -> None:
+    outlines = {
+        name: outline(PACKAGE / "backends" / name / "families" / f"{family}.py")
+        for name in BACKENDS
+    }
+    assert outlines["torch"][-1].startswith(FAMILIES[family]), "the model comes last"
+    assert outlines["flax"] == outlines["torch"]
+    assert outlines["keras"] == outlines["torch"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_backends_have_the_same_functions_in_the_same_order(family: str) -> None:
+    first, *others = (
+        functions(PACKAGE / "backends" / name / "families" / f"{family}.py") for name in BACKENDS
+    )
+    assert others == [first, first]
+
+
+def test_the_shared_layers_are_the_same_classes_in_the_same_order() -> None:
+    outlines = {name: outline(PACKAGE / "backends" / name / "layers.py") for name in BACKENDS}
+    assert len(outlines["torch"]) >= 5
+    assert outlines["flax"] == outlines["torch"]
+    assert outlines["keras"] == outlines["torch"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("file", ["__init__.py", "layout.py", "families/__init__.py"])
+def test_no_framework_is_imported_by(backend: str, file: str) -> None:
+    assert not imported(PACKAGE / "backends" / backend / file) & FRAMEWORKS
+
+
+def test_the_check_of_imports_sees_a_framework_in_a_model_file() -> None:
+    assert imported(PACKAGE / "backends/keras/families/vit.py") & FRAMEWORKS == {"keras"}
+
+
+def test_the_outline_sees_a_class_of_another_name(tmp_path: Path) -> None:
+    text = (PACKAGE / "backends/torch/families/vit.py").read_text(encoding="utf-8")
+    renamed = text.replace("class ConvPatchEmbed", "class PatchEmbed")
+    (tmp_path / "vit.py").write_text(renamed, encoding="utf-8")
+    assert outline(tmp_path / "vit.py") != outline(PACKAGE / "backends/torch/families/vit.py")
