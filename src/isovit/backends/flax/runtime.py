@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
@@ -21,6 +22,9 @@ from isovit.errors import InputError, reason
 from isovit.spec.config import Config
 from isovit.spec.families import param_tree
 from isovit.spec.layout import from_native, to_native
+
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+"""What orbax raises on broken folders."""
 
 
 def build(
@@ -129,19 +133,40 @@ def save_native(config: Config, weights: Weights, path: Path) -> None:
 def load_native(config: Config, path: Path) -> dict[str, np.ndarray]:
     """See ``Backend.load_native``."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of what we report ourselves
+    # One array after another: of many at once, those behind a broken one still call back when
+    # orbax has closed its event loop, and each prints a traceback. Its list of arrays does so too.
     try:
+        listed = msgspec.json.decode((path / "_METADATA").read_bytes(), type=_Listing)
+        names = [
+            tuple(str(step.key) for step in m.key_metadata) for m in listed.tree_metadata.values()
+        ]
         with ocp.PyTreeCheckpointer() as checkpointer:
-            metadata = checkpointer.metadata(path.absolute()).item_metadata
-            if metadata is None:
-                raise InputError(f"{path}: wanted an orbax folder, but it lists no arrays")
-            saved = metadata.tree
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
-            tree = checkpointer.restore(path.absolute(), restore_args=as_numpy)
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: wanted an orbax folder, but: {reason(error)}") from None
-    return {".".join(keys): array for keys, array in nnx.traversals.flatten_mapping(tree).items()}
+            return {".".join(name): _restore(checkpointer, path, name) for name in names}
+    except (*UNREADABLE, msgspec.DecodeError) as error:
+        said = reason(error).partition(" [tensorstore_spec=")[0]
+        raise InputError(f"{path}: wanted an orbax folder, but: {said}") from None
+
+
+class _Step(msgspec.Struct):
+    key: str | int
+
+
+class _Entry(msgspec.Struct):
+    key_metadata: list[_Step]
+
+
+class _Listing(msgspec.Struct):
+    """What orbax's ``_METADATA`` says of the arrays of a folder."""
+
+    tree_metadata: dict[str, _Entry]
+
+
+def _restore(checkpointer: ocp.PyTreeCheckpointer, path: Path, name: tuple[str, ...]) -> np.ndarray:
+    """One array of an orbax folder."""
+    item = nnx.traversals.unflatten_mapping({name: 0})
+    as_numpy = nnx.traversals.unflatten_mapping({name: ocp.RestoreArgs(restore_type=np.ndarray)})
+    wanted = ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True)
+    return nnx.traversals.flatten_mapping(checkpointer.restore(path.absolute(), args=wanted))[name]
 
 
 def _variables(model: Model) -> dict[str, nnx.Variable]:

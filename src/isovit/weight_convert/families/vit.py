@@ -47,7 +47,7 @@ def vit_pytorch(config: ViTConfig) -> RenameTable:
 
 
 def block_rows() -> list[Row]:
-    """timm's blocks, whose names the official T2T-ViT shares."""
+    """Timm's blocks, whose names the official T2T-ViT shares."""
     return [
         rename("blocks.{i}.norm1", "blocks.{i}.norm1"),
         rename("blocks.{i}.attn.qkv", "blocks.{i}.attn.qkv"),
