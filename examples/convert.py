@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import isovit
-from isovit.weight_convert.formats import inspect
+from isovit.weight_convert.store import inspect
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from isovit.parity import harness
 from isovit.spec.families import variants
 from isovit.spec.initialize import init, probe
 from isovit.weight_convert.checkpoint import Checkpoint
-from isovit.weight_convert.formats import load, save
+from isovit.weight_convert.store import load, save
 from tests.small import SMALL, VIT
 
 CHELSEA = Path(__file__).parents[1] / "examples" / "chelsea.png"

@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 import isovit
 from isovit.backends.torch.layout import LAYOUT
 from isovit.spec.initialize import probe
-from isovit.weight_convert.formats import inspect, load, rename_table
+from isovit.weight_convert.formats import rename_table
+from isovit.weight_convert.store import inspect, load
 
 T2T = dict(image_size=32, depth=1, embed_dim=24, num_heads=3, mlp_dim=20, num_classes=5)
 VIT = dict(T2T, patch_size=8)

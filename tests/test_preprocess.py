@@ -118,6 +118,47 @@ def test_grey_photographs_and_grey_models_go_together(tmp_path: Path) -> None:
     np.testing.assert_array_equal(grey[..., 0], as_colour[..., 0])
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("crop_fraction", [1.0, 0.875, 0.9])
+@pytest.mark.parametrize("size", [(640, 480), (31, 97), (300, 300), (1001, 37), (5, 9)])
+@pytest.mark.parametrize("target", [(224, 224), (64, 96)])
+def test_a_squashed_image_is_resized_along_each_axis_by_itself(
+    target: tuple[int, int], size: tuple[int, int], crop_fraction: float, interpolation: str
+) -> None:
+    """The crop taken first, as a box among the pixels of the image, by another path of Pillow."""
+    changes = {"preprocess.interpolation": interpolation, "preprocess.crop_fraction": crop_fraction}
+    squash = {"preprocess.aspect": "squash"}
+    chosen = config("vit_s16", image_size=target, patch_size=32, **changes, **squash)
+    image = random_image(*size)
+    boxes = []
+    for side, pixels in zip(target[::-1], size, strict=True):
+        resized = int(side / crop_fraction)
+        start, scale = round((resized - side) / 2), pixels / resized
+        boxes.append((start * scale, (start + side) * scale))
+    (left, right), (top, bottom) = boxes
+    resample = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+    wanted = image.resize(target[::-1], resample[interpolation], (left, top, right, bottom))
+    found = preprocess(chosen, image)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found * 127.5 + 127.5, np.asarray(wanted, np.float64), atol=1.01)
+
+
+def test_squashing_is_the_resize_of_pillow_where_nothing_is_cropped() -> None:
+    whole = {"preprocess.crop_fraction": 1.0, "preprocess.aspect": "squash"}
+    image = random_image(77, 50)
+    pixels = np.asarray(image.resize((96, 64), Image.Resampling.BICUBIC))
+    found = preprocess(config("vit_s16", image_size=(64, 96), **whole), image)
+    np.testing.assert_array_equal(np.rint(found * 127.5 + 127.5), pixels)
+
+
+def test_aspects_differ_unless_the_image_has_that_of_the_target() -> None:
+    keep = config("vit_s16", image_size=(64, 96))
+    squash = keep.replace(**{"preprocess.aspect": "squash"})
+    same, wide = random_image(300, 200), random_image(300, 100)
+    np.testing.assert_array_equal(preprocess(squash, same), preprocess(keep, same))
+    assert not np.array_equal(preprocess(squash, wide), preprocess(keep, wide))
+
+
 def test_several_photographs_make_a_batch_in_their_order(tmp_path: Path) -> None:
     paths = []
     for seed in range(3):

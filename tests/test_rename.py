@@ -45,7 +45,7 @@ def numbered(params: dict[str, Param]) -> Arrays:
 
 def assert_round_trip(table: RenameTable, params: dict[str, Param], weights: Arrays) -> Arrays:
     """Write, read back, compare; gives what was written."""
-    foreign = table.write(params, weights, TORCH)
+    foreign = dict(table.write(params, weights, TORCH))
     back = table.read(params, foreign, TORCH)
     assert list(back) == list(params)
     for name in weights:
@@ -119,7 +119,7 @@ def test_fuse_puts_foreign_modules_side_by_side_along_the_output() -> None:
 def test_fuse_misses_each_part_by_name_and_checks_the_shape_of_each() -> None:
     params = dense("qkv", 2, 6)
     table = RenameTable(fuse("{q|k|v}", "qkv"))
-    foreign = table.write(params, numbered(params), TORCH)
+    foreign = dict(table.write(params, numbered(params), TORCH))
     del foreign["k.weight"]
     foreign["v.bias"] = np.zeros(3, np.float32)
     with pytest.raises(FitError) as caught:
@@ -177,7 +177,7 @@ def test_dropped_keys_are_ignored_and_written_only_where_the_foreign_model_wants
 def test_one_error_lists_every_missing_unexpected_and_misshaped_key() -> None:
     params = {**dense("fc1", 2, 3), **own("gamma", 2)}
     table = RenameTable(rename("one", "fc1"), rename("gamma", "gamma"))
-    foreign = table.write(params, numbered(params), TORCH)
+    foreign = dict(table.write(params, numbered(params), TORCH))
     del foreign["one.bias"]
     foreign["one.weight"] = foreign["one.weight"].T
     foreign["two.weight"] = np.zeros((1, 2))

@@ -51,6 +51,23 @@ def test_every_variant_survives_toml_and_is_recognised_with_other_classes(
     assert variant_name(config_from_file(path)) == name
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "found"),
+    [
+        ("deit_b16", {"preprocess.crop_fraction": 1.0}, "vit_b16"),  # the first of that function
+        ("deit_b16_distilled", {"preprocess.crop_fraction": 1.0}, "deit_b16_distilled"),
+        ("deit_b16_distilled", {"dist_head": False, "num_classes": 0}, None),
+        ("vit_b16", {"num_classes": 0}, "vit_b16"),
+        ("vit_b16", {"pre_logits_dim": 768}, None),
+        ("vit_b16", {"in_channels": 1}, None),
+    ],
+)
+def test_a_variant_is_recognised_by_all_but_classes_and_preprocessing(
+    name: str, changes: dict[str, Any], found: str | None
+) -> None:
+    assert variant_name(config(name, **changes)) == found
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_json_schema_knows_every_field_and_refuses_others(family: str) -> None:
     schema = json_schema(config_class(family))
@@ -188,6 +205,35 @@ VIT_REFUSALS: list[tuple[dict[str, Any], str]] = [
         "pool='none': every token comes out: needs num_classes=0 and final_norm other than pooled",
     ),
     (
+        {"dist_token": True, "class_token": False, "pool": "mean"},
+        "dist_token=True: stands behind the class token: needs class_token=true",
+    ),
+    *(
+        (
+            {"dist_token": True, "dist_head": True, **changes},
+            "dist_head=True: needs dist_token=true, num_classes > 0, pool=cls and "
+            "final_norm=tokens",
+        )
+        for changes in (
+            {"dist_token": False},
+            {"num_classes": 0},
+            {"pool": "mean"},
+            {"final_norm": "none"},
+            {"final_norm": "pooled"},
+        )
+    ),
+    *(
+        (
+            {"pre_logits_dim": 5, **changes},
+            "pre_logits_dim=5: needs one pooled vector: pool other than none, and dist_head=false",
+        )
+        for changes in (
+            {"pool": "none", "num_classes": 0},
+            {"dist_token": True, "dist_head": True},
+        )
+    ),
+    ({"pre_logits_dim": 0}, "pre_logits_dim=0: wanted int >= 1"),
+    (
         {"preprocess.mean": [0.5]},
         "preprocess.mean=(0.5,): needs one number for each of in_channels=3",
     ),
@@ -239,6 +285,10 @@ def test_a_refusal_names_the_field_the_value_and_the_rule(
         (
             {"preprocess.interpolation": "nearest"},
             "preprocess.interpolation='nearest': wanted one of bilinear, bicubic",
+        ),
+        (
+            {"preprocess.aspect": "stretch"},
+            "preprocess.aspect='stretch': wanted one of keep, squash",
         ),
     ],
 )

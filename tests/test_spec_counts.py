@@ -9,7 +9,7 @@ from isovit.spec.families import config, param_tree, variants
 
 # Total and trainable parameters.
 # T2T-ViT: the official code, each model instantiated; its README rounds the trainable ones.
-# ViT: timm 1.0.31, and t2t_vit_pytorch: vit-pytorch 1.26.11, likewise.
+# ViT and DeiT: timm 1.0.31, and t2t_vit_pytorch: vit-pytorch 1.26.11, likewise.
 PARAMETERS = {
     "vit_ti16": (5_717_416, 5_717_416),
     "vit_s16": (22_050_664, 22_050_664),
@@ -20,6 +20,12 @@ PARAMETERS = {
     "vit_l16": (304_326_632, 304_326_632),
     "vit_l32": (306_535_400, 306_535_400),
     "vit_h14": (632_045_800, 632_045_800),
+    "deit_ti16": (5_717_416, 5_717_416),
+    "deit_s16": (22_050_664, 22_050_664),
+    "deit_b16": (86_567_656, 86_567_656),
+    "deit_ti16_distilled": (5_910_800, 5_910_800),
+    "deit_s16_distilled": (22_436_432, 22_436_432),
+    "deit_b16_distilled": (87_338_192, 87_338_192),
     "t2t_vit_7": (4_310_222, 4_255_694),
     "t2t_vit_10": (5_889_230, 5_834_702),
     "t2t_vit_12": (6_941_902, 6_887_374),
@@ -86,23 +92,26 @@ def test_published_multiply_adds_of_t2t_vit_24_contradict_their_own_table() -> N
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "changes"),
     [
-        "vit_ti16",
-        "vit_b32",
-        "vit_h14",
-        "t2t_vit_7",
-        "t2t_vit_24",
-        "t2t_vit_t_14",
-        "t2t_vit_14_resnext",
-        "t2t_vit_pytorch",
+        ("vit_ti16", {}),
+        ("vit_ti16", {"pre_logits_dim": 100}),
+        ("vit_b32", {}),
+        ("vit_h14", {}),
+        ("deit_ti16_distilled", {}),
+        ("deit_ti16_distilled", {"dist_head": False, "pos_embed_tokens": "patches"}),
+        ("t2t_vit_7", {}),
+        ("t2t_vit_24", {}),
+        ("t2t_vit_t_14", {}),
+        ("t2t_vit_14_resnext", {}),
+        ("t2t_vit_pytorch", {}),
     ],
 )
-def test_torch_counts_the_same_multiply_adds(name: str) -> None:
+def test_torch_counts_the_same_multiply_adds(name: str, changes: dict) -> None:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    model_config = config(name)
+    model_config = config(name, **changes)
     with torch.device("meta"):
         model = model_class("torch", model_config.family)(model_config).eval()
         images = torch.empty(1, *model_config.image_size, model_config.in_channels)

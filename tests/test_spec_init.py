@@ -218,6 +218,42 @@ def test_weights_have_the_moments_of_their_scheme(name) -> None:
     assert set(weights["norm.bias"]) == {0.0}
 
 
+DISTILLED = VIT.replace(dist_token=True, dist_head=True)
+HIDDEN = VIT.replace(pre_logits_dim=20)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_distillation_and_pre_logits_are_initialised_as_what_they_resemble(name) -> None:
+    scheme, distilled = Scheme(name), parameters(DISTILLED.replace(init_scheme=name))
+    for new, like in [
+        ("dist_token", "cls_token"),
+        ("head_dist.kernel", "head.kernel"),
+        ("head_dist.bias", "head.bias"),
+    ]:
+        assert distilled[new].shape == distilled[like].shape
+        assert distilled[new].init == distilled[like].init
+    hidden = parameters(HIDDEN.replace(init_scheme=name))
+    assert hidden["pre_logits.kernel"].init == scheme.dense_kernel(12, 20)
+    assert hidden["pre_logits.bias"].init == scheme.dense_bias(12)
+    assert hidden["head.kernel"].init == scheme.head_kernel(20, 5)
+
+
+def test_probe_shows_distillation_and_pre_logits() -> None:
+    weights = probe(DISTILLED) | {n: a for n, a in probe(HIDDEN).items() if "pre_logits" in n}
+    new = {
+        "dist_token",
+        "head_dist.kernel",
+        "head_dist.bias",
+        "pre_logits.kernel",
+        "pre_logits.bias",
+    }
+    assert weights.keys() - probe(VIT).keys() == new
+    for name in new:
+        assert np.ptp(weights[name]) > 0, f"{name} is constant: a fault in it could hide"
+    assert not np.array_equal(weights["dist_token"], weights["cls_token"])
+    assert not np.array_equal(weights["head_dist.kernel"], weights["head.kernel"])
+
+
 @pytest.mark.parametrize("seed", [0, 2**70])
 def test_any_seed_that_is_not_negative_will_do(seed: int) -> None:
     assert digest(init(VIT, seed)) == digest(init(VIT, seed))

@@ -76,9 +76,10 @@ class Reference:
             x, first = self._patch_embed(config, images), config.pos_embed_tokens == "all"
         positions = self.weights["pos_embed"]
         x = x if first else x + positions
-        if config.class_token:
-            token = np.repeat(self.weights["cls_token"], len(x), axis=0)
-            x = np.concatenate([token, x], axis=1)
+        for name in ("dist_token", "cls_token"):  # each is put before all others
+            if name in self.weights:
+                token = np.repeat(self.weights[name], len(x), axis=0)
+                x = np.concatenate([token, x], axis=1)
         x = x + positions if first else x
         for i, block in enumerate(config.blocks):
             x = self._block(f"blocks.{i}", block, x)
@@ -88,14 +89,18 @@ class Reference:
     def _head(self, x: Array) -> Array:
         config = self.config
         x = self._norm("norm", x) if config.final_norm == "tokens" else x
+        if "head_dist.kernel" in self.weights:
+            return (self._dense("head", x[:, 0]) + self._dense("head_dist", x[:, 1])) / 2
         if config.pool == "cls":
             x = x[:, 0]
         elif config.pool == "mean":
             x = sum(x[:, t] for t in range(x.shape[1])) / x.shape[1]
         elif config.pool == "mean_patches":
-            start = 1 if config.class_token else 0
+            start = sum(name in self.weights for name in ("cls_token", "dist_token"))
             x = sum(x[:, t] for t in range(start, x.shape[1])) / (x.shape[1] - start)
         x = self._norm("norm", x) if config.final_norm == "pooled" else x
+        if "pre_logits.kernel" in self.weights:
+            x = np.tanh(self._dense("pre_logits", x))
         return self._dense("head", x) if config.num_classes else x
 
     def _patch_embed(self, config: ViTConfig, images: Array) -> Array:

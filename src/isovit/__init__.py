@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from isovit.spec.initialize import init as init
     from isovit.weight_convert.checkpoint import Checkpoint as Checkpoint
     from isovit.weight_convert.checkpoint import read as read
-    from isovit.weight_convert.formats import load as load
-    from isovit.weight_convert.formats import save as save
+    from isovit.weight_convert.store import load as load
+    from isovit.weight_convert.store import save as save
 
 __version__ = "0.1.0"
 
@@ -32,11 +32,11 @@ _HOME = {
     "config": "isovit.spec.families",
     "config_from_file": "isovit.spec.config",
     "init": "isovit.spec.initialize",
-    "load": "isovit.weight_convert.formats",
+    "load": "isovit.weight_convert.store",
     "param_tree": "isovit.spec.families",
     "parity": "isovit.parity.harness",
     "read": "isovit.weight_convert.checkpoint",
-    "save": "isovit.weight_convert.formats",
+    "save": "isovit.weight_convert.store",
     "variants": "isovit.spec.families",
 }
 

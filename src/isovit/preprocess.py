@@ -2,6 +2,8 @@
 
 The steps are those of torchvision's evaluation transforms, bit for bit, without torchvision:
 resize on the uint8 image with Pillow, centre crop, scale to [0, 1], subtract mean, divide by std.
+The resize keeps the aspect of a photograph, or squashes it, as Hugging Face's ViTImageProcessor
+and Google's vit_jax do.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from isovit.errors import InputError
-from isovit.spec.config import Config
+from isovit.spec.config import Config, Preprocess
 
 MODES = {1: "L", 3: "RGB"}
 """Pillow's mode for a number of channels."""
@@ -54,7 +56,7 @@ def preprocess(config: Config, image: Image.Image) -> np.ndarray:
     """
     height, width = config.image_size
     image = image.resize(
-        _resized(image.size, (width, height), config.preprocess.crop_fraction),
+        _resized(image.size, (width, height), config.preprocess),
         Image.Resampling[config.preprocess.interpolation.upper()],
     )
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
@@ -65,11 +67,12 @@ def preprocess(config: Config, image: Image.Image) -> np.ndarray:
     return (pixels - mean) / std
 
 
-def _resized(
-    size: tuple[int, int], target: tuple[int, int], crop_fraction: float
-) -> tuple[int, int]:
-    """Width and height that keep the aspect and just cover the target, widened by the crop."""
-    (w, h), box = size, [math.floor(side / crop_fraction) for side in target]
+def _resized(size: tuple[int, int], target: tuple[int, int], how: Preprocess) -> tuple[int, int]:
+    """Width and height that fill, or just cover, the target widened by the crop."""
+    (w, h), (width, height) = size, target
+    box = math.floor(width / how.crop_fraction), math.floor(height / how.crop_fraction)
+    if how.aspect == "squash":
+        return box
     if box[0] * h >= box[1] * w:  # the width decides
         return box[0], max(box[1], int(box[0] * h / w))
     return max(box[0], int(box[1] * w / h)), box[1]

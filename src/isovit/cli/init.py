@@ -21,7 +21,8 @@ def command(
     from isovit.spec.families import resolve_config
     from isovit.spec.initialize import init
     from isovit.weight_convert.checkpoint import Checkpoint
-    from isovit.weight_convert.formats import check_target, save
+    from isovit.weight_convert.formats import check_target
+    from isovit.weight_convert.store import save
 
     config = resolve_config(model, parse_assignments(changes or []))
     check_target(out, "isovit")

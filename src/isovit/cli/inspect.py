@@ -22,7 +22,7 @@ def command(
     """Tell format, family and config, and what is missing, unexpected or misshaped."""
     from isovit.spec.config import parse_assignments
     from isovit.spec.families import resolve_config
-    from isovit.weight_convert.formats import inspect
+    from isovit.weight_convert.store import inspect
 
     fields = parse_assignments(changes or [])
     config = resolve_config(model, fields) if model else None
@@ -35,6 +35,8 @@ def command(
         print(f"family    {found.config.family}")
         print(f"variant   {found.variant or 'none of the published ones'}")
         print(f"tensors   {found.tensors}, {found.parameters:,} numbers, {', '.join(found.dtypes)}")
+        for line in found.notes:
+            print(f"note      {line}")
         for line in found.problems:
             print(f"problem   {line}")
         print()

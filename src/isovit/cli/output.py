@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -54,3 +55,29 @@ def progress(title: str, total: int) -> Iterator[Callable[[str], Any]]:
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=total)
         yield lambda step: bar.update(task, advance=1, description=f"{title}: {step}")
+
+
+def track(title: str, every_s: float = 5.0) -> Callable[[Iterable[str]], Iterator[str]]:
+    """Pass names through: a bar on a terminal, elsewhere a plain line every few seconds."""
+
+    def follow(names: Iterable[str]) -> Iterator[str]:
+        steps = list(names)
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import track as rich_track
+
+            yield from rich_track(steps, title, console=Console(stderr=True), transient=True)
+            return
+        said = time.monotonic()
+        for done, name in enumerate(steps):
+            yield name
+            if time.monotonic() - said > every_s:
+                said = time.monotonic()
+                print(f"{title}: {done + 1}/{len(steps)} tensors", file=sys.stderr)
+
+    return follow
+
+
+def note(line: str) -> None:
+    """A remark that is no result: on standard error."""
+    print(f"isovit: note: {line}", file=sys.stderr)

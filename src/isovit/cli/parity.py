@@ -39,7 +39,7 @@ def command(
     from isovit.spec.config import Config, parse_assignments
     from isovit.spec.families import resolve_config
     from isovit.weight_convert.files import check_target
-    from isovit.weight_convert.formats import checkpoint_of, names_file
+    from isovit.weight_convert.store import checkpoint_of, names_file
 
     if report is not None:
         check_target(report)

@@ -38,7 +38,7 @@ def command(
     from isovit.backends import check_dtype, get_backend, parse_backend
     from isovit.spec.config import parse_assignments
     from isovit.weight_convert.files import check_target
-    from isovit.weight_convert.formats import checkpoint_of
+    from isovit.weight_convert.store import checkpoint_of
 
     name = f"{backend}:{engine}" if engine else backend
     parse_backend(name)

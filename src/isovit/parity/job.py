@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import numpy as np
 from isovit.errors import InputError
 from isovit.spec.config import Config, config_from_dict
 from isovit.spec.families import param_tree
-from isovit.weight_convert.files import restore_bfloat16
+from isovit.weight_convert.files import read_npz, write_npz
+from isovit.weight_convert.tensors import Tensors
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +37,7 @@ class Job:
     """What every backend gets: the same config, weights, images and cotangent, bit for bit."""
 
     config: Config
-    weights: dict[str, np.ndarray]
+    weights: Mapping[str, np.ndarray]
     images: np.ndarray
     cotangent: np.ndarray
     settings: Settings
@@ -44,16 +46,17 @@ class Job:
         """Write the job into a folder."""
         (folder / "config.json").write_text(self.config.to_json(), encoding="utf-8")
         (folder / "settings.json").write_bytes(msgspec.json.encode(self.settings))
-        np.savez(folder / "weights.npz", allow_pickle=False, **self.weights)
+        write_npz(folder / "weights.npz", Tensors.of(self.weights), comment="")
         np.savez(folder / "inputs.npz", images=self.images, cotangent=self.cotangent)
 
     @staticmethod
     def load(folder: Path) -> Job:
         """Read the job of a folder."""
-        with np.load(folder / "weights.npz") as weights, np.load(folder / "inputs.npz") as inputs:
+        weights, _ = read_npz(folder / "weights.npz")
+        with np.load(folder / "inputs.npz") as inputs:
             return Job(
                 config_from_dict(msgspec.json.decode((folder / "config.json").read_bytes())),
-                {name: restore_bfloat16(weights[name]) for name in weights.files},
+                weights,
                 inputs["images"],
                 inputs["cotangent"],
                 msgspec.json.decode((folder / "settings.json").read_bytes(), type=Settings),

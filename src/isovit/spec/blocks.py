@@ -82,8 +82,8 @@ class TransformerConfig(Config, frozen=True, kw_only=True):
         class_token: whether a learned token is put first.
         final_norm: LayerNorm over the ``tokens`` before pooling, over the ``pooled`` vector, or
             ``none``.
-        pool: the class token (``cls``), the mean over all tokens (``mean``) or without the class
-            token (``mean_patches``), or ``none``, in which case every token comes out.
+        pool: the class token (``cls``), the mean over all tokens (``mean``) or over the patches
+            alone (``mean_patches``), or ``none``, in which case every token comes out.
         embed_dropout_rate: on the tokens before the first block.
         dropout_rate: after the attention's projection and both products of the MLP.
         attn_dropout_rate: on the attention weights.
@@ -134,6 +134,21 @@ class TransformerConfig(Config, frozen=True, kw_only=True):
             self.pool,
             "every token comes out: needs num_classes=0 and final_norm other than pooled",
         )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens in the blocks; each family has its own."""
+        raise NotImplementedError
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Number of tokens before the patches."""
+        return int(self.class_token)
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the features, which the head gets."""
+        return self.embed_dim
 
     @property
     def block(self) -> BlockConfig:
@@ -210,19 +225,24 @@ def block(config: BlockConfig, tokens: int, scheme: Scheme) -> ParamTree:
 
 
 def backbone(config: TransformerConfig, tokens: int, scheme: Scheme) -> tuple[ParamTree, ...]:
-    """The modules behind the embedding: blocks, final norm and head, as the config wants them."""
-    dim = config.embed_dim
+    """The modules behind the embedding: blocks, and the final norm where the config wants one."""
     blocks = repeat("blocks", config.depth, lambda i: block(config.blocks[i], tokens, scheme))
-    modules = [blocks]
-    if config.final_norm != "none":
-        modules.append(layer_norm("norm", () if config.final_norm == "pooled" else (tokens,), dim))
-    if config.num_classes:
-        kernel = scheme.head_kernel(dim, config.num_classes)
-        modules.append(dense("head", (), dim, config.num_classes, kernel, scheme.dense_bias(dim)))
-    return tuple(modules)
+    if config.final_norm == "none":
+        return (blocks,)
+    lead = () if config.final_norm == "pooled" else (tokens,)
+    return blocks, layer_norm("norm", lead, config.embed_dim)
+
+
+def head(name: str, config: TransformerConfig, scheme: Scheme) -> tuple[ParamTree, ...]:
+    """A classifier over the features; none where the config has no classes."""
+    if not config.num_classes:
+        return ()
+    dim, classes = config.feature_dim, config.num_classes
+    kernel, bias = scheme.head_kernel(dim, classes), scheme.dense_bias(dim)
+    return (dense(name, (), dim, classes, kernel, bias),)
 
 
 def output_shape(config: TransformerConfig, tokens: int) -> tuple[int, ...]:
     """What the model returns for one image: logits, or features where there is no head."""
-    width = config.num_classes or config.embed_dim
+    width = config.num_classes or config.feature_dim
     return (tokens, width) if config.pool == "none" else (width,)

@@ -38,12 +38,15 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """How a photograph becomes an input; part of the function that a checkpoint computes.
 
     Attributes:
-        crop_fraction: the side of the centre crop as a fraction of the resized image.
+        aspect: ``keep`` resizes so that the image just covers its box, ``squash`` so that it fills
+            the box, each side by a factor of its own. The box is the input widened by the crop.
+        crop_fraction: the side of the centre crop as a fraction of that box.
         interpolation: filter of the resize, as Pillow implements it.
         mean: per channel, in units of the full pixel range (0 to 1).
         std: per channel, in the same units.
     """
 
+    aspect: Literal["keep", "squash"] = "keep"
     crop_fraction: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.875
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)

@@ -30,10 +30,13 @@ def init(config: Config, seed: int = 0) -> dict[str, Array]:
     Returns:
         float32 arrays by canonical path, in the order of the param tree.
     """
-    return {
-        path: INITIALIZERS[param.init.kind](_generator(seed, path), param.shape, param.init.value)
-        for path, param in param_tree(config).parameters().items()
-    }
+    params = param_tree(config).parameters()
+    return {path: draw(param, path, seed) for path, param in params.items()}
+
+
+def draw(param: Param, path: str, seed: int) -> Array:
+    """One parameter of ``init``: float32, by its path and the seed alone."""
+    return INITIALIZERS[param.init.kind](_generator(seed, path), param.shape, param.init.value)
 
 
 def probe(config: Config, seed: int = 0) -> dict[str, Array]:

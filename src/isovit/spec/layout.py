@@ -40,6 +40,12 @@ def native_path(path: str, param: Param, layout: Layout) -> str:
     return module + dot + (layout[param.role].name or param.name)
 
 
+def native_shape(param: Param, layout: Layout) -> tuple[int, ...]:
+    """The shape of a parameter under a layout."""
+    axes = permutation(CANONICAL[param.role].axes, layout[param.role].axes, len(param.shape))
+    return tuple(param.shape[axis] for axis in axes)
+
+
 def to_native(
     params: Mapping[str, Param], weights: Mapping[str, np.ndarray], layout: Layout
 ) -> dict[str, np.ndarray]:
@@ -66,17 +72,7 @@ def from_native(
         FitError: if names or shapes are not those of the tree under the layout.
     """
     paths = {native_path(path, param, layout): path for path, param in params.items()}
-    shapes = {
-        name: tuple(
-            params[path].shape[axis]
-            for axis in permutation(
-                CANONICAL[params[path].role].axes,
-                layout[params[path].role].axes,
-                len(params[path].shape),
-            )
-        )
-        for name, path in paths.items()
-    }
+    shapes = {name: native_shape(params[path], layout) for name, path in paths.items()}
     check_shapes(shapes, {name: array.shape for name, array in native.items()})
     weights: dict[str, np.ndarray] = {}
     for name, path in paths.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 from isovit.backends import backend_of, get_backend
 from isovit.spec.config import Config
 from isovit.spec.families import param_tree
-from isovit.spec.layout import check_weights
+from isovit.spec.layout import check_shapes
+from isovit.weight_convert.tensors import Tensors
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,13 @@ class Checkpoint:
     """
 
     config: Config
-    weights: dict[str, np.ndarray]
+    weights: Mapping[str, np.ndarray]
     source: Source = field(default=Source("", "isovit"))
 
     def __post_init__(self) -> None:
-        check_weights(param_tree(self.config).parameters(), self.weights)
+        params = param_tree(self.config).parameters()
+        wanted = {path: param.shape for path, param in params.items()}
+        check_shapes(wanted, Tensors.of(self.weights).shapes)
 
 
 def read(model: Any) -> Checkpoint:

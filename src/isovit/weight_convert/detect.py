@@ -1,14 +1,15 @@
-"""Telling format, family and config of a foreign checkpoint from its names and shapes alone.
+"""Telling format, family and config of a foreign checkpoint from what is in it.
 
-A family's ``INFER`` has one function per format. It gets the shapes and returns the fields of the
-config, ``None`` if the names are not of that format, or raises ``Ask`` for a field that no shape
-tells. What the caller gives goes before what is inferred.
+A family's ``INFER`` has one function per format. It gets the clues and returns the fields of the
+config, ``None`` if the file is not of that format, or raises ``Ask`` for a field that nothing in
+the file tells. What the caller gives goes before what is inferred.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -18,7 +19,30 @@ from isovit.spec.families import FAMILIES
 
 Shapes = Mapping[str, tuple[int, ...]]
 Fields = dict[str, Any]
-Infer = Callable[[Shapes, Mapping[str, Any]], "Fields | None"]
+
+
+@dataclass(frozen=True)
+class Clues:
+    """What is known of a checkpoint before its weights are read.
+
+    Attributes:
+        shapes: of every array, by the file's own names.
+        given: fields of the config that the caller knows, by name.
+        format: the format, if the caller knows it.
+        wrapper: the key under which the weights lay in the file; ``""`` for none.
+        container: suffix of the file; ``""`` for a folder.
+        sidecars: JSON files beside the weights, by name.
+    """
+
+    shapes: Shapes
+    given: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    format: str | None = None
+    wrapper: str = ""
+    container: str = ""
+    sidecars: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Any])
+
+
+Infer = Callable[[Clues], "Fields | None"]
 
 
 class Ask(InputError):
@@ -29,33 +53,25 @@ class Ask(InputError):
                          f"give --set {field}={candidates}")  # fmt: skip
 
 
-def detect(
-    shapes: Shapes, given: Mapping[str, Any] | None = None, format: str | None = None
-) -> tuple[str, Config] | None:
+def detect(clues: Clues) -> tuple[str, Config] | None:
     """Find the format and the config of a foreign checkpoint.
-
-    Args:
-        shapes: of every array, by the file's own names.
-        given: fields of the config that the caller knows, by name.
-        format: the format, if it is known.
 
     Returns:
         Format and config; None if the names are of no format.
 
     Raises:
-        Ask: for a field that names and shapes do not tell.
+        Ask: for a field that nothing in the file tells.
         ConfigError: if what was found or given makes no config.
     """
-    given = given or {}
     for family in FAMILIES:
         infer: dict[str, Infer]
         infer = import_module(f"isovit.weight_convert.families.{family}").INFER
         for name, function in infer.items():
-            if format in (None, name):
-                fields = function(shapes, given)
+            if clues.format in (None, name):
+                fields = function(clues)
                 if fields is not None:
                     config = config_from_dict({"family": family, **fields})
-                    return name, config.replace(**given) if given else config
+                    return name, config.replace(**clues.given) if clues.given else config
     return None
 
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import mmap
 import os
 import re
 import shutil
+import sys
 import tempfile
 import zipfile
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
 
 import ml_dtypes
+import msgspec
 import numpy as np
 
 from isovit.errors import InputError, reason
+from isovit.weight_convert.tensors import Spec, Tensors
 
 # Beside tensors and plain data, what real training files hold; none of it runs code.
 HARMLESS: list[Any] = [
@@ -30,7 +35,23 @@ HARMLESS: list[Any] = [
 ]
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)  # the import registers the name with NumPy
-Arrays = dict[str, np.ndarray]
+TORCH_DTYPES = {"float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool"}
+SAFETENSORS = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": BFLOAT16,
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+"""The format's names for the dtypes that checkpoints have."""
+
+SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS.items()}
+
+Track = Callable[[Iterable[str]], Iterable[str]]
+"""Passes names through and shows on the way how far they have come."""
 
 
 FOLDER_MARK = "isovit.json"
@@ -89,99 +110,244 @@ def check_target(path: Path, folder: bool = False) -> None:
             raise InputError(f"cannot write {path}: a folder with other things is in its place")
 
 
-def read_safetensors(path: Path) -> tuple[Arrays, dict[str, str]]:
+def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     """Tensors and metadata.
 
     Raises:
         InputError: if it is no complete safetensors file.
     """
-    import safetensors
+    with reading(path, "a safetensors file"), _safe_open(path) as file:
+        metadata = dict(file.metadata() or {})
+        specs: dict[str, Spec] = {}
+        for name in file.keys():  # noqa: SIM118 -- no dict
+            part = file.get_slice(name)
+            if part.get_dtype() not in SAFETENSORS:
+                raise InputError(f"{name} is of dtype {part.get_dtype()}, which no model here has")
+            specs[name] = Spec(tuple(part.get_shape()), SAFETENSORS[part.get_dtype()])
 
-    safe_open: Any = safetensors.safe_open  # the library has no types
-    with reading(path, "a safetensors file"), safe_open(path, framework="numpy") as file:
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no dict
-        return arrays, dict(file.metadata() or {})
+    def fetch(name: str) -> np.ndarray:
+        # Opened anew for each tensor: a file that stays open keeps all that was read in memory.
+        with reading(path, "a safetensors file"), _safe_open(path) as file:
+            return file.get_tensor(name)
+
+    return Tensors(specs, fetch), metadata
 
 
 def write_safetensors(
-    path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]
+    path: Path, tensors: Tensors, metadata: dict[str, str], track: Track = iter
 ) -> None:
-    """Write tensors in their own dtypes with metadata."""
-    from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
+    """Write tensors in their own dtypes with metadata, one by one.
 
-    with replacing(path) as temporary:
-        save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, temporary, metadata)
+    The library's own writer wants all of them in memory. Wide dtypes come first, so that every
+    tensor is aligned to its dtype.
+    """
+    names = sorted(tensors, key=lambda name: -tensors.specs[name].dtype.itemsize)
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name in names:
+        shape, dtype = spec = tensors.specs[name]
+        start, end = end, end + spec.nbytes
+        header[name] = {
+            "dtype": SAFETENSORS_NAMES[dtype],
+            "shape": shape,
+            "data_offsets": (start, end),
+        }
+    text = msgspec.json.encode(header)
+    text += b" " * (-len(text) % 8)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in track(names):
+            file.write(tensors[name].tobytes())
 
 
-def read_npz(path: Path) -> tuple[Arrays, str]:
+def read_npz(path: Path) -> tuple[Tensors, str]:
     """Arrays, and the comment of the archive, in which isovit keeps the config.
 
     Raises:
         InputError: if it is no complete npz file, or holds Python objects.
     """
     with reading(path, "an npz file"):
-        with zipfile.ZipFile(path) as archive:
-            comment = archive.comment.decode("utf-8", "replace")
-        with np.load(path, allow_pickle=False) as file:
-            return {name: restore_bfloat16(file[name]) for name in file.files}, comment
+        archive = zipfile.ZipFile(path)
+        infos = archive.infolist()
+        _check_inflated(path, sum(info.file_size for info in infos))
+        specs: dict[str, Spec] = {}
+        for info in infos:
+            name = info.filename.removesuffix(".npy")
+            if name in specs:
+                raise InputError(f"it holds {name} twice")
+            specs[name] = _npy_spec(archive, info)
+        comment = archive.comment.decode("utf-8", "replace")
+
+    def fetch(name: str) -> np.ndarray:
+        with reading(path, "an npz file"), archive.open(f"{name}.npy") as member:
+            return np.lib.format.read_array(member, allow_pickle=False).view(specs[name].dtype)
+
+    return Tensors(specs, fetch), comment
 
 
-def restore_bfloat16(array: np.ndarray) -> np.ndarray:
-    """NumPy writes bfloat16 as two bytes without a name; no other checkpoint dtype looks so."""
-    return array.view(BFLOAT16) if array.dtype == np.dtype("V2") else array
+def _npy_spec(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Spec:
+    """What the header of an array in an archive says, if the array is as long as it should be."""
+    if not info.filename.endswith(".npy"):
+        raise InputError(f"it holds {info.filename}, which is no array")
+    with archive.open(info) as member:
+        version = np.lib.format.read_magic(member)
+        read = {(1, 0): "read_array_header_1_0", (2, 0): "read_array_header_2_0"}.get(version)
+        if read is None:
+            raise InputError(f"{info.filename} is in version {version} of the npy format")
+        shape, _, dtype = getattr(np.lib.format, read)(member)
+        start = member.tell()
+    if dtype.hasobject:
+        raise InputError(f"{info.filename} holds Python objects, which could run code")
+    # NumPy writes bfloat16 as two bytes without a name; no other checkpoint dtype looks so.
+    spec = Spec(shape, BFLOAT16 if dtype == np.dtype("V2") else dtype)
+    if start + spec.nbytes != info.file_size:
+        raise InputError(f"{info.filename} has {info.file_size - start} bytes, not {spec.nbytes}")
+    return spec
 
 
-def write_npz(path: Path, arrays: Mapping[str, np.ndarray], comment: str) -> None:
+def _check_inflated(path: Path, size: int) -> None:
+    """Refuse an archive that is far larger unpacked than weights can be."""
+    packed = path.stat().st_size
+    if size > 1 << 28 and size > 20 * packed:
+        raise InputError(f"its {packed:,} bytes would unpack to {size:,}; weights never shrink so")
+
+
+def write_npz(path: Path, tensors: Tensors, comment: str, track: Track = iter) -> None:
     """Write arrays; the config is the archive's comment, so that ``np.load`` sees arrays alone."""
-    with replacing(path) as temporary:
-        np.savez(temporary, allow_pickle=False, **arrays)
-        with zipfile.ZipFile(temporary, "a") as archive:
-            archive.comment = comment.encode()
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name in track(tensors):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, tensors[name], allow_pickle=False)
+        archive.comment = comment.encode()
 
 
-def read_pth(path: Path) -> Any:
-    """What ``torch.save`` wrote, through torch's weights-only loader, with arrays for tensors.
+def read_pth(path: Path) -> dict[str, Any]:
+    """What ``torch.save`` wrote, through torch's weights-only loader; tensors stay on the disk.
 
     Raises:
-        InputError: if it is no complete file, or wants to run code.
+        InputError: if it is no complete file, wants to run code, or holds no dict.
     """
     torch = _torch(path)
     with reading(path, "a torch checkpoint"), torch.serialization.safe_globals(HARMLESS):
+        is_archive = zipfile.is_zipfile(path)
+        if is_archive:
+            with zipfile.ZipFile(path) as archive:
+                if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                    raise InputError("it is compressed, which torch.save never does")
         try:
-            return _to_arrays(torch.load(path, map_location="cpu", weights_only=True))
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
         except UnpicklingError as error:
             named = re.search(r"GLOBAL (\S+)", str(error))
             if named is None:
                 raise
             raise InputError(f"it wants {named[1]}, which is no part of a checkpoint") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: wanted a dict of tensors, got {type(content).__name__}")
+    return cast("dict[str, Any]", content)
 
 
-def write_pth(path: Path, arrays: Mapping[str, np.ndarray], entries: Mapping[str, str]) -> None:
-    """Write ``{"state_dict": tensors, **entries}`` as ``torch.save`` does."""
-    torch = _torch(path)
-    state = {name: _to_tensor(torch, array) for name, array in arrays.items()}
-    with replacing(path) as temporary:
-        torch.save({"state_dict": state, **entries}, temporary)
-
-
-def read_h5_attribute(path: Path, name: str) -> str | None:
-    """An attribute at the root of an HDF5 file; None if there is none.
+def torch_tensors(path: Path, content: Mapping[str, Any]) -> Tensors:
+    """The tensors among the values of a dict that ``read_pth`` gave.
 
     Raises:
-        InputError: if it is no HDF5 file.
+        InputError: if one is of a dtype that NumPy has not, or larger than the file.
+    """
+    found = {str(name): value for name, value in content.items() if hasattr(value, "detach")}
+    specs: dict[str, Spec] = {}
+    for name, tensor in found.items():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        if kind not in TORCH_DTYPES or str(tensor.layout) != "torch.strided":
+            raise InputError(f"{path}: {name} is a {kind} tensor, which no model here has")
+        specs[name] = Spec(tuple(tensor.shape), np.dtype(kind))
+    # Tied weights may count twice; an expanded tensor would fill the memory from a few bytes.
+    if sum(spec.nbytes for spec in specs.values()) > 4 * path.stat().st_size:
+        raise InputError(f"{path}: its tensors would take far more memory than the file has bytes")
+    mapped = zipfile.is_zipfile(path)
+    return Tensors(specs, lambda name: _to_array(found[name].detach(), mapped))
+
+
+def write_pth(
+    path: Path,
+    tensors: Tensors,
+    wrapper: str,
+    entries: Mapping[str, str],
+    track: Track = iter,
+) -> None:
+    """Write ``{wrapper: tensors, **entries}`` as ``torch.save`` does, which wants all at once."""
+    torch = _torch(path)
+    state = {name: _to_tensor(torch, tensors[name]) for name in track(tensors)}
+    with replacing(path) as temporary:
+        torch.save({wrapper: state, **entries}, temporary)
+
+
+def _safe_open(path: Path) -> Any:
+    import safetensors
+
+    open_: Any = safetensors.safe_open  # the library has no types
+    return open_(path, framework="numpy")
+
+
+def read_keras_header(path: Path, name: str) -> str | None:
+    """Isovit's header of a Keras file; None if there is none.
+
+    It is an attribute at the root of a .weights.h5; of a .keras, whose config.json holds the
+    config of the model, it is made from that.
+
+    Raises:
+        InputError: if it is no such file.
     """
     import h5py  # comes with Keras  # pyright: ignore[reportMissingTypeStubs]
 
-    with reading(path, "a Keras weights file"), h5py.File(path, "r") as file:
-        return cast("Any", file.attrs).get(name)
+    if path.suffix != ".keras":
+        with reading(path, "a Keras weights file"), h5py.File(path, "r") as file:
+            return cast("Any", file.attrs).get(name)
+    with reading(path, "a .keras file"), zipfile.ZipFile(path) as archive:
+        _check_inflated(path, sum(info.file_size for info in archive.infolist()))
+        model = msgspec.json.decode(archive.read("config.json"), type=_KerasModel)
+    config = _without_tuples(model.config.get("config"))
+    if not isinstance(config, dict) or "family" not in config:
+        raise InputError(f"{path}: holds {model.class_name}, which is no model of isovit's")
+    return msgspec.json.encode({"format": "keras", "config": config}).decode()
 
 
-def write_h5_attribute(path: Path, name: str, value: str) -> None:
-    """Add an attribute to the root of an HDF5 file; Keras passes over it."""
+class _KerasModel(msgspec.Struct):
+    """The config.json of a .keras file."""
+
+    class_name: str
+    config: dict[str, Any]
+
+
+def _without_tuples(value: Any) -> Any:
+    """Keras marks tuples in its JSON; a config takes lists as well."""
+    if isinstance(value, dict):
+        items = cast("dict[str, Any]", value)
+        if items.get("class_name") == "__tuple__":
+            return _without_tuples(items["items"])
+        return {key: _without_tuples(item) for key, item in items.items()}
+    if isinstance(value, list):
+        return [_without_tuples(item) for item in cast("list[Any]", value)]
+    return value
+
+
+def write_keras_header(path: Path, name: str, value: str) -> None:
+    """Add isovit's header to a Keras file; Keras passes over it, and a .keras needs none."""
     import h5py  # comes with Keras  # pyright: ignore[reportMissingTypeStubs]
 
-    with h5py.File(path, "a") as file:
-        cast("Any", file.attrs)[name] = value
+    if path.suffix != ".keras":
+        with h5py.File(path, "a") as file:
+            cast("Any", file.attrs)[name] = value
+
+
+@contextmanager
+def keras_weights(path: Path) -> Generator[Path]:
+    """The .weights.h5 in a .keras file, taken out for as long as it is read; or the file itself."""
+    if path.suffix != ".keras":
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        with reading(path, "a .keras file"), zipfile.ZipFile(path) as archive:
+            weights = Path(archive.extract("model.weights.h5", folder))
+        yield weights
 
 
 @contextmanager
@@ -222,25 +388,32 @@ def _torch(path: Path) -> Any:
     return torch
 
 
-def _to_arrays(value: Any) -> Any:
-    """Tensors to arrays through dicts and lists; everything else as it is."""
-    if isinstance(value, dict):
-        items = cast("dict[Any, Any]", value).items()
-        return {key: _to_arrays(item) for key, item in items}
-    if isinstance(value, list | tuple):
-        return [_to_arrays(item) for item in cast("list[Any]", value)]
-    if hasattr(value, "detach"):
-        return _to_array(value.detach())
-    return value
-
-
-def _to_array(tensor: Any) -> np.ndarray:
-    """A tensor as an array; bfloat16, which torch does not hand to NumPy, by its bits."""
+def _to_array(tensor: Any, mapped: bool = False) -> np.ndarray:
+    """A copy of a tensor as an array; bfloat16, which torch does not hand to NumPy, by its bits."""
     import torch
 
+    plain = tensor.contiguous()
     if tensor.dtype == torch.bfloat16:
-        return tensor.contiguous().view(torch.uint16).numpy().view(BFLOAT16)
-    return tensor.contiguous().numpy()
+        array = plain.view(torch.uint16).numpy().view(BFLOAT16).copy()
+    else:
+        array = plain.numpy().copy()
+    if mapped and plain is tensor:
+        _release(tensor.data_ptr(), array.nbytes)
+    return array
+
+
+def _release(address: int, nbytes: int) -> None:
+    """Let the system take back the pages of a mapped file; they can be read again from it.
+
+    Without it, all that was read of the file stays in memory as long as there is room. Only for
+    memory that is a file's: any other would be wiped.
+    """
+    page = mmap.PAGESIZE
+    start = -(-address // page) * page
+    length = (address + nbytes) // page * page - start
+    if sys.platform == "linux" and length > 0:
+        madvise = ctypes.CDLL(None).madvise
+        madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
 def _to_tensor(torch: Any, array: np.ndarray) -> Any:

@@ -15,8 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from isovit.errors import FitError, InputError
-from isovit.spec.layout import CANONICAL, Layout, native_path, permutation
+from isovit.spec.layout import (
+    CANONICAL,
+    Layout,
+    check_shapes,
+    native_path,
+    native_shape,
+    permutation,
+)
 from isovit.spec.param import Param, Role
+from isovit.weight_convert.tensors import Spec, Tensors
 
 INDEX = re.compile(r"\{(?:(\d*)([a-z]))?(?:\+?(\d+))?\}")
 
@@ -30,11 +38,16 @@ class Row:
             paths where the foreign model splits what is one parameter here.
         canonical: path of a module, or of a parameter of its own, with ``{i}``.
         squeeze: whether the foreign shape lacks the leading axes of length 1 (read either way).
+        heads: number of heads, where the foreign model splits the axis ``axis`` into heads and
+            their width.
+        axis: that axis, ``i`` or ``o``, as a layout calls it.
     """
 
     foreign: tuple[str, ...]
     canonical: str
     squeeze: bool = False
+    heads: int = 1
+    axis: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,10 +62,14 @@ class Drop:
     reason: str
     write: tuple[int, ...] | None = None
 
+    def matches(self, name: str) -> bool:
+        """Whether a foreign key is among them."""
+        return re.fullmatch(self.foreign, name) is not None
 
-def rename(foreign: str, canonical: str) -> Row:
+
+def rename(foreign: str, canonical: str, heads: int = 1, axis: str = "") -> Row:
     """One module, or one parameter of its own, under another name."""
-    return Row((foreign,), canonical)
+    return Row((foreign,), canonical, heads=heads, axis=axis)
 
 
 def squeeze(foreign: str, canonical: str) -> Row:
@@ -60,10 +77,11 @@ def squeeze(foreign: str, canonical: str) -> Row:
     return Row((foreign,), canonical, squeeze=True)
 
 
-def fuse(foreign: str, canonical: str) -> Row:
+def fuse(foreign: str, canonical: str, heads: int = 1, axis: str = "") -> Row:
     """Several foreign modules side by side along the output: ``attn.{query|key|value}``."""
     start, _, rest = foreign.partition("{" + (choices := _choices(foreign)) + "}")
-    return Row(tuple(start + choice + rest for choice in choices.split("|")), canonical)
+    parts = tuple(start + choice + rest for choice in choices.split("|"))
+    return Row(parts, canonical, heads=heads, axis=axis)
 
 
 def drop(foreign: str, reason: str, write: tuple[int, ...] | None = None) -> Drop:
@@ -80,66 +98,82 @@ class RenameTable:
 
     def read(
         self, params: Mapping[str, Param], foreign: Mapping[str, np.ndarray], layout: Layout
-    ) -> dict[str, np.ndarray]:
-        """Foreign arrays as canonical weights.
+    ) -> Tensors:
+        """Foreign arrays as canonical weights; checked now, read one by one later.
 
         Raises:
-            FitError: listing every key that is missing, unexpected or misshaped.
+            FitError: listing every key that is missing, unexpected, misshaped or wanted twice.
         """
+        source = Tensors.of(foreign)
         problems: list[str] = []
-        weights: dict[str, np.ndarray] = {}
-        used: set[str] = set()
+        specs: dict[str, Spec] = {}
+        recipes: dict[str, tuple[Row, list[str]]] = {}
+        used: dict[str, str] = {}
         for path, param in params.items():
-            row, names = self._sources(path, param, layout)
-            used.update(names)
-            missing = [name for name in names if name not in foreign]
-            if missing:
-                problems += [f"missing {name}" for name in missing]
-                continue
-            wanted, arrays = row_shape(param, row, layout, len(names)), [foreign[n] for n in names]
-            if row.squeeze:
-                arrays = [array.reshape(array.shape[_leading_ones(array) :]) for array in arrays]
-            wrong = [
-                f"misshaped {name}: wanted {wanted}, got {foreign[name].shape}"
-                for name, array in zip(names, arrays, strict=True)
-                if array.shape != wanted
+            row, names = recipes[path] = self._sources(path, param, layout)
+            for name in names:
+                if name in used:
+                    problems.append(f"{name} is wanted by {used[name]} and by {path}")
+                used[name] = path
+            problems += [f"missing {name}" for name in names if name not in source]
+            found = [source.specs[name] for name in names if name in source]
+            wanted = foreign_shape(param, row, layout, len(names))
+            problems += [
+                f"misshaped {name}: wanted {wanted}, got {source.specs[name].shape}"
+                for name in names
+                if name in source and not _fits(source.specs[name].shape, wanted, row)
             ]
-            problems += wrong
-            if not wrong:
-                weights[path] = _to_canonical(param, arrays, layout)
+            if found:
+                specs[path] = Spec(param.shape, np.result_type(*(spec.dtype for spec in found)))
         problems += [
-            f"unexpected {name} {tuple(array.shape)}"
-            for name, array in foreign.items()
+            f"unexpected {name} {spec.shape}"
+            for name, spec in source.specs.items()
             if name not in used and not self.drops_key(name)
         ]
         if problems:
             raise FitError(problems)
-        return weights
+
+        def fetch(path: str) -> np.ndarray:
+            row, names = recipes[path]
+            shape = plain_shape(params[path], row, layout, len(names))
+            arrays = [source[name].reshape(shape) for name in names]
+            return _to_canonical(params[path], arrays, layout)
+
+        return Tensors(specs, fetch)
 
     def write(
         self, params: Mapping[str, Param], weights: Mapping[str, np.ndarray], layout: Layout
-    ) -> dict[str, np.ndarray]:
-        """Canonical weights as foreign arrays; the inverse of ``read``.
+    ) -> Tensors:
+        """Canonical weights as foreign arrays, one by one; the inverse of ``read``.
 
         Raises:
             InputError: if the foreign model has no place for a parameter.
         """
-        foreign: dict[str, np.ndarray] = {}
+        source = Tensors.of(weights)
+        specs: dict[str, Spec] = {}
+        recipes: dict[str, tuple[str, int, int]] = {}
         for path, param in params.items():
             row, names = self._sources(path, param, layout)
-            wanted = row_shape(param, row, layout, len(names))
-            for name, array in zip(
-                names, _from_canonical(param, weights[path], layout, len(names)), strict=True
-            ):
-                foreign[name] = array.reshape(wanted) if row.squeeze else array
+            wanted = foreign_shape(param, row, layout, len(names))
+            for part, name in enumerate(names):
+                specs[name] = Spec(wanted, source.specs[path].dtype)
+                recipes[name] = (path, part, len(names))
         for row in self.drops:
             if row.write is not None:
-                foreign[row.foreign] = np.zeros(row.write, np.float32)
-        return foreign
+                specs[row.foreign] = Spec(row.write, np.dtype(np.float32))
+
+        def fetch(name: str) -> np.ndarray:
+            if name not in recipes:
+                return np.zeros(*specs[name])
+            path, part, parts = recipes[name]
+            array = _from_canonical(params[path], source[path], layout, part, parts)
+            return array.reshape(specs[name].shape)
+
+        return Tensors(specs, fetch)
 
     def drops_key(self, name: str) -> bool:
         """Whether a foreign key is no part of the model."""
-        return any(re.fullmatch(row.foreign, name) for row in self.drops)
+        return any(row.matches(name) for row in self.drops)
 
     def _sources(self, path: str, param: Param, layout: Layout) -> tuple[Row, list[str]]:
         """The row that makes a parameter, and the foreign keys that it takes."""
@@ -154,14 +188,66 @@ class RenameTable:
         raise InputError(f"the format has no place for {path}: its model computes no such thing")
 
 
-def row_shape(param: Param, row: Row, layout: Layout, parts: int) -> tuple[int, ...]:
-    """Shape of each foreign array of a row."""
+class NativeTable:
+    """The format of one of isovit's own models: the param tree under a layout, and no more."""
+
+    def read(
+        self, params: Mapping[str, Param], foreign: Mapping[str, np.ndarray], layout: Layout
+    ) -> Tensors:
+        """Native arrays as canonical weights; see ``RenameTable.read``."""
+        source = Tensors.of(foreign)
+        paths = {native_path(path, param, layout): path for path, param in params.items()}
+        names = {path: name for name, path in paths.items()}
+        shapes = {name: native_shape(params[path], layout) for name, path in paths.items()}
+        check_shapes(shapes, source.shapes)
+        specs = {
+            path: Spec(param.shape, source.specs[names[path]].dtype)
+            for path, param in params.items()
+        }
+        return Tensors(
+            specs, lambda path: _to_canonical(params[path], [source[names[path]]], layout)
+        )
+
+    def write(
+        self, params: Mapping[str, Param], weights: Mapping[str, np.ndarray], layout: Layout
+    ) -> Tensors:
+        """Canonical weights as native arrays; see ``RenameTable.write``."""
+        source = Tensors.of(weights)
+        paths = {native_path(path, param, layout): path for path, param in params.items()}
+        specs = {
+            name: Spec(native_shape(params[path], layout), source.specs[path].dtype)
+            for name, path in paths.items()
+        }
+
+        def fetch(name: str) -> np.ndarray:
+            path = paths[name]
+            return _from_canonical(params[path], source[path], layout, part=0, parts=1)
+
+        return Tensors(specs, fetch)
+
+
+def plain_shape(param: Param, row: Row, layout: Layout, parts: int) -> tuple[int, ...]:
+    """Shape of each foreign array of a row, no axis split into heads."""
     axes = permutation(CANONICAL[param.role].axes, layout[param.role].axes, len(param.shape))
     canonical = list(param.shape)
     if parts > 1:
         canonical[-1] //= parts
     shape = tuple(canonical[axis] for axis in axes)
-    return shape[_count_leading_ones(shape) :] if row.squeeze else shape
+    return shape[_leading_ones(shape) :] if row.squeeze else shape
+
+
+def foreign_shape(param: Param, row: Row, layout: Layout, parts: int) -> tuple[int, ...]:
+    """Shape of each foreign array of a row."""
+    shape = plain_shape(param, row, layout, parts)
+    letters = layout[param.role].axes.split()
+    if row.axis not in letters:
+        return shape
+    at = letters.index(row.axis)
+    return (*shape[:at], row.heads, shape[at] // row.heads, *shape[at + 1 :])
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...], row: Row) -> bool:
+    return (shape[_leading_ones(shape) :] if row.squeeze else shape) == wanted
 
 
 def _to_canonical(param: Param, arrays: list[np.ndarray], layout: Layout) -> np.ndarray:
@@ -172,17 +258,15 @@ def _to_canonical(param: Param, arrays: list[np.ndarray], layout: Layout) -> np.
 
 
 def _from_canonical(
-    param: Param, array: np.ndarray, layout: Layout, parts: int
-) -> list[np.ndarray]:
+    param: Param, array: np.ndarray, layout: Layout, part: int, parts: int
+) -> np.ndarray:
     axes = permutation(CANONICAL[param.role].axes, layout[param.role].axes, array.ndim)
-    return [part.transpose(axes) for part in np.split(array, parts, axis=-1)]
+    width = array.shape[-1] // parts if array.ndim else 0
+    piece = array if parts == 1 else array[..., part * width : (part + 1) * width]
+    return piece.transpose(axes)
 
 
-def _leading_ones(array: np.ndarray) -> int:
-    return _count_leading_ones(array.shape)
-
-
-def _count_leading_ones(shape: tuple[int, ...]) -> int:
+def _leading_ones(shape: tuple[int, ...]) -> int:
     """Leading axes of length 1, of which two axes at least are kept."""
     return next((i for i, n in enumerate(shape) if n != 1 or i == len(shape) - 2), 0)
 

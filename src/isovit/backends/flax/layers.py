@@ -153,6 +153,6 @@ def pool(x: Float[Array, "batch tokens dim"], config: TransformerConfig) -> Arra
         case "mean":
             return x.mean(axis=1)
         case "mean_patches":
-            return x[:, int(config.class_token) :].mean(axis=1)
+            return x[:, config.prefix_tokens :].mean(axis=1)
         case "none":
             return x

@@ -218,7 +218,7 @@ def pool(x: Float[Tensor, "batch tokens dim"], config: TransformerConfig) -> Ten
         case "mean":
             return ops.mean(x, axis=1)
         case "mean_patches":
-            return ops.mean(x[:, int(config.class_token) :], axis=1)
+            return ops.mean(x[:, config.prefix_tokens :], axis=1)
         case "none":
             return x
 

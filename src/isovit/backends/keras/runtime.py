@@ -121,14 +121,17 @@ def synchronize(model: Model) -> None:
 
 
 def save_native(config: Config, weights: Weights, path: Path) -> None:
-    """See ``Backend.save_native``: ``.weights.h5``."""
+    """See ``Backend.save_native``: ``.weights.h5``, or the whole model as ``.keras``."""
     kinds = {array.dtype.name for array in weights.values()}
     if not kinds <= {"float32", "float64"}:
         raise InputError(
             f"cannot write {path.name}: Keras has float32 or float64, not {', '.join(kinds)}"
         )
     model = build(config, weights, dtype="float64" if "float64" in kinds else "float32")
-    model.save_weights(path)
+    if path.suffix == ".keras":
+        model.save(path)
+    else:
+        model.save_weights(path)
 
 
 def load_native(config: Config, path: Path) -> dict[str, np.ndarray]:

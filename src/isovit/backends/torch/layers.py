@@ -114,6 +114,6 @@ def pool(x: Float[Tensor, "batch tokens dim"], config: TransformerConfig) -> Ten
         case "mean":
             return x.mean(dim=1)
         case "mean_patches":
-            return x[:, int(config.class_token) :].mean(dim=1)
+            return x[:, config.prefix_tokens :].mean(dim=1)
         case "none":
             return x

@@ -9,8 +9,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import msgspec
-
 from isovit.errors import InputError
 from isovit.spec.config import Config, config_from_file
 from isovit.spec.param import ParamTree
@@ -63,13 +61,16 @@ def variant_config(name: str) -> Config:
 
 
 def variant_name(config: Config) -> str | None:
-    """The published variant of a config, whatever its classes and preprocessing; None if none."""
-    for name, variant in variants().items():
-        if variant.family == config.family:
-            same = variant.replace(num_classes=config.num_classes)
-            if msgspec.structs.replace(same, preprocess=config.preprocess) == config:
-                return name
-    return None
+    """The published variant of a config, whatever its classes and preprocessing; None if none.
+
+    Of variants that differ in preprocessing alone (``vit_b16``, ``deit_b16``) it is the one with
+    that of the config, or else the first.
+    """
+    wanted = config.to_dict()
+    free = {key: wanted[key] for key in ("num_classes", "preprocess")}
+    same = [name for name, variant in variants().items() if variant.to_dict() | free == wanted]
+    own = [name for name in same if variants()[name].preprocess == config.preprocess]
+    return next(iter(own + same), None)
 
 
 def config(name: str, **changes: Any) -> Config:

@@ -20,6 +20,7 @@ from isovit.spec.blocks import (
     TransformerConfig,
     backbone,
     block,
+    head,
     mlp,
     output_shape,
 )
@@ -131,7 +132,7 @@ class T2TViTConfig(TransformerConfig, frozen=True, kw_only=True, tag="t2t_vit"):
     @property
     def tokens(self) -> int:
         """Number of tokens in the blocks, the class token included."""
-        return self.stages[-1].tokens + int(self.class_token)
+        return self.prefix_tokens + self.stages[-1].tokens
 
     def full_mixer(self, dim: int) -> BlockConfig:
         """The numbers of a full-width mixer: a block of one head as wide as its tokens."""
@@ -163,7 +164,11 @@ def param_tree(config: T2TViTConfig) -> ParamTree:
     return ParamTree(
         name="",
         params=tuple(params),
-        children=(_tokens_to_token(config, scheme), *backbone(config, tokens, scheme)),
+        children=(
+            _tokens_to_token(config, scheme),
+            *backbone(config, tokens, scheme),
+            *head("head", config, scheme),
+        ),
         output=output_shape(config, tokens),
     )
 

@@ -4,6 +4,10 @@ Source: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", arXiv:2010.119
 Two dialects of it are in use, and each difference between them is a field. *timm*: convolution as
 patch embedding, q, k, v with bias, heads that fill the width, epsilon 1e-6. *vit-pytorch*:
 LayerNorm, dense, LayerNorm over flattened patches, no qkv bias, free head width, epsilon 1e-5.
+
+DeiT is the same model trained otherwise (Touvron et al. 2021, "Training data-efficient image
+transformers & distillation through attention", arXiv:2012.12877). Its distilled form has a second
+token and a second head, section 4.
 """
 
 from __future__ import annotations
@@ -11,8 +15,8 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from isovit.spec.blocks import TransformerConfig, backbone, output_shape
-from isovit.spec.config import Pair, Preprocess, require
+from isovit.spec.blocks import TransformerConfig, backbone, head, output_shape
+from isovit.spec.config import Pair, Positive, Preprocess, require
 from isovit.spec.param import Param, ParamTree, Role, conv, dense, layer_norm
 from isovit.spec.scheme import Scheme
 
@@ -26,14 +30,24 @@ class ViTConfig(TransformerConfig, frozen=True, kw_only=True, tag="vit"):
             which normalises each flattened patch, order (height, width, channel), before and
             after the product.
         pos_embed_tokens: which tokens get a learned position: ``all``, or the ``patches`` alone.
+        dist_token: whether a learned distillation token stands between the class token and the
+            patches.
+        dist_head: whether that token has a head of its own; the logits are then the mean of both
+            heads', in training too (``forward_heads`` gives them apart).
+        pre_logits_dim: width of a product with bias, then tanh, between the pooled vector and the
+            head (Dosovitskiy et al. 2021, section 3.1: the hidden layer of pre-training); None
+            for no such.
     """
 
     patch_size: Pair = (16, 16)
     patch_embed: Literal["conv", "norm_linear_norm"] = "conv"
     pos_embed_tokens: Literal["all", "patches"] = "all"
+    dist_token: bool = False
+    dist_head: bool = False
+    pre_logits_dim: Positive | None = None
 
     def check(self) -> None:
-        """Check that patches tile the image, and the rules of the backbone."""
+        """Check that patches tile the image, the rules of the backbone, and of what is added."""
         super().check()
         sizes = zip(("height", "width"), self.image_size, self.patch_size, strict=True)
         for axis, size, patch in sizes:
@@ -43,6 +57,25 @@ class ViTConfig(TransformerConfig, frozen=True, kw_only=True, tag="vit"):
                 self.image_size,
                 f"{axis} {size} must be divisible by the {axis} of patch_size={self.patch_size}",
             )
+        require(
+            not self.dist_token or self.class_token,
+            "dist_token",
+            self.dist_token,
+            "stands behind the class token: needs class_token=true",
+        )
+        normed_tokens = self.pool == "cls" and self.final_norm == "tokens"
+        require(
+            not self.dist_head or (self.dist_token and self.num_classes > 0 and normed_tokens),
+            "dist_head",
+            self.dist_head,
+            "needs dist_token=true, num_classes > 0, pool=cls and final_norm=tokens",
+        )
+        require(
+            self.pre_logits_dim is None or (self.pool != "none" and not self.dist_head),
+            "pre_logits_dim",
+            self.pre_logits_dim,
+            "needs one pooled vector: pool other than none, and dist_head=false",
+        )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -61,8 +94,18 @@ class ViTConfig(TransformerConfig, frozen=True, kw_only=True, tag="vit"):
 
     @property
     def tokens(self) -> int:
-        """Number of tokens in the blocks: patches, and the class token where there is one."""
-        return self.patches + int(self.class_token)
+        """Number of tokens in the blocks: the patches and those before them."""
+        return self.prefix_tokens + self.patches
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Number of tokens before the patches: class token, distillation token."""
+        return int(self.class_token) + int(self.dist_token)
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the features, which the head gets."""
+        return self.pre_logits_dim or self.embed_dim
 
     @property
     def positions(self) -> int:
@@ -74,12 +117,19 @@ def param_tree(config: ViTConfig) -> ParamTree:
     """The modules of a ViT with their parameters, output shapes and multiply-adds."""
     scheme, dim = Scheme(config.init_scheme), config.embed_dim
     params = [Param("pos_embed", (1, config.positions, dim), Role.OWN, scheme.positions())]
-    if config.class_token:
-        params.insert(0, Param("cls_token", (1, 1, dim), Role.OWN, scheme.class_token()))
+    for name, wanted in (("dist_token", config.dist_token), ("cls_token", config.class_token)):
+        if wanted:
+            params.insert(0, Param(name, (1, 1, dim), Role.OWN, scheme.class_token()))
     return ParamTree(
         name="",
         params=tuple(params),
-        children=(_patch_embed(config, scheme), *backbone(config, config.tokens, scheme)),
+        children=(
+            _patch_embed(config, scheme),
+            *backbone(config, config.tokens, scheme),
+            *_pre_logits(config, scheme),
+            *head("head", config, scheme),
+            *(head("head_dist", config, scheme) if config.dist_head else ()),
+        ),
         output=output_shape(config, config.tokens),
     )
 
@@ -100,6 +150,14 @@ def _patch_embed(config: ViTConfig, scheme: Scheme) -> ParamTree:
     return ParamTree("patch_embed", children=children, output=(config.patches, dim))
 
 
+def _pre_logits(config: ViTConfig, scheme: Scheme) -> tuple[ParamTree, ...]:
+    if config.pre_logits_dim is None:
+        return ()
+    dim, width = config.embed_dim, config.pre_logits_dim
+    kernel, bias = scheme.dense_kernel(dim, width), scheme.dense_bias(dim)
+    return (dense("pre_logits", (), dim, width, kernel, bias),)
+
+
 SIZES: dict[str, dict[str, Any]] = {
     "ti": dict(embed_dim=192, depth=12, num_heads=3, mlp_dim=768),  # Touvron et al. 2021, table 1
     "s": dict(embed_dim=384, depth=12, num_heads=6, mlp_dim=1536),  # Touvron et al. 2021, table 1
@@ -112,23 +170,32 @@ SIZES: dict[str, dict[str, Any]] = {
 AUGREG = Preprocess(crop_fraction=0.9, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
-def _variant(size: str, patch_size: int) -> ViTConfig:
+def _augreg(size: str, patch_size: int) -> ViTConfig:
     return ViTConfig(patch_size=(patch_size, patch_size), preprocess=AUGREG, **SIZES[size])
 
 
+def _deit(size: str, *, distilled: bool) -> ViTConfig:
+    return ViTConfig(dist_token=distilled, dist_head=distilled, **SIZES[size])
+
+
 VARIANTS: dict[str, ViTConfig] = {
-    f"vit_{size}{patch_size}": _variant(size, patch_size)
-    for size, patch_size in [
-        ("ti", 16),
-        ("s", 16),
-        ("s", 32),
-        ("b", 8),
-        ("b", 16),
-        ("b", 32),
-        ("l", 16),
-        ("l", 32),
-        ("h", 14),
-    ]
+    **{
+        f"vit_{size}{patch_size}": _augreg(size, patch_size)
+        for size, patch_size in [
+            ("ti", 16),
+            ("s", 16),
+            ("s", 32),
+            ("b", 8),
+            ("b", 16),
+            ("b", 32),
+            ("l", 16),
+            ("l", 32),
+            ("h", 14),
+        ]
+    },
+    # Touvron et al. 2021, table 1; photographs as DeiT's own code evaluates them (timm crops to 0.9).
+    **{f"deit_{size}16": _deit(size, distilled=False) for size in ("ti", "s", "b")},
+    **{f"deit_{size}16_distilled": _deit(size, distilled=True) for size in ("ti", "s", "b")},
 }
 
 ALIASES = {
@@ -141,5 +208,11 @@ ALIASES = {
     "vit_large_patch16_224": "vit_l16",
     "vit_large_patch32_224": "vit_l32",
     "vit_huge_patch14_224": "vit_h14",
+    "deit_tiny_patch16_224": "deit_ti16",
+    "deit_small_patch16_224": "deit_s16",
+    "deit_base_patch16_224": "deit_b16",
+    "deit_tiny_distilled_patch16_224": "deit_ti16_distilled",
+    "deit_small_distilled_patch16_224": "deit_s16_distilled",
+    "deit_base_distilled_patch16_224": "deit_b16_distilled",
 }
 """The names of timm."""

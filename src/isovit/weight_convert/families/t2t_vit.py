@@ -6,13 +6,21 @@ Sources: yitu-opensource/T2T-ViT (Clear BSD); vit-pytorch 1.26.11 ``t2t.py`` (MI
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any
 
 from isovit.spec.config import Preprocess
-from isovit.spec.families.t2t_vit import VARIANTS, YITU, T2TViTConfig
-from isovit.weight_convert.detect import Ask, Fields, Infer, Shapes, count, heads, square_side
+from isovit.spec.families.t2t_vit import VARIANTS, YITU, SoftSplit, T2TViTConfig
+from isovit.weight_convert.detect import (
+    Ask,
+    Clues,
+    Fields,
+    Infer,
+    Shapes,
+    count,
+    heads,
+    square_side,
+)
 from isovit.weight_convert.families.vit import (
     VIT_PYTORCH,
     block_rows,
@@ -20,6 +28,7 @@ from isovit.weight_convert.families.vit import (
     transformer_rows,
     vit_pytorch_heads,
 )
+from isovit.weight_convert.families.vit import vit_pytorch_misfits as backbone_misfits
 from isovit.weight_convert.rename import RenameTable, rename
 
 
@@ -68,8 +77,54 @@ TABLES: dict[str, Callable[[T2TViTConfig], RenameTable]] = {
 }
 
 
-def infer_yitu(shapes: Shapes, given: Mapping[str, Any]) -> Fields | None:
+def yitu_misfits(config: T2TViTConfig) -> Iterator[str]:
+    """What the official code cannot be told to be."""
+    if config.t2t_layers != OFFICIAL_SPLITS:
+        yield f"t2t_layers other than {[list(split) for split in OFFICIAL_SPLITS]}"
+    if config.token_mixer == "full":
+        yield "token_mixer=full"
+    if config.image_size[0] != config.image_size[1] or config.image_size[0] % 16:
+        yield "an image that is not square, or no multiple of 16"
+    if config.token_mlp_dim != config.token_dim:
+        yield "token_mlp_dim other than token_dim"
+    if config.token_mixer == "performer":
+        if config.performer_features != config.token_dim // 2:
+            yield "performer_features other than half of token_dim"
+        if config.performer_eps != PERFORMER_EPS:
+            yield f"performer_eps other than {PERFORMER_EPS}"
+    if config.token_mixer == "transformer" and config.token_scale != "input_dim":
+        yield "token_scale other than input_dim"
+    if config.block.inner_dim != config.embed_dim or not config.attn_proj:
+        yield "heads that do not fill embed_dim, or no projection behind them"
+    if config.layer_scale_init is not None:
+        yield "layer_scale"
+    if (config.pool, config.final_norm) != ("cls", "tokens"):
+        yield "pool or final_norm other than cls and tokens"
+
+
+def vit_pytorch_misfits(config: T2TViTConfig) -> Iterator[str]:
+    """What vit-pytorch's T2TViT cannot be told to be."""
+    yield from backbone_misfits(config)
+    if config.token_mixer != "full":
+        yield f"token_mixer={config.token_mixer}"
+    if config.image_size[0] != config.image_size[1]:
+        yield "an image that is not square"
+    if any(split.padding != split.stride // 2 for split in config.t2t_layers):
+        yield "a padding other than half of the stride"
+
+
+MISFITS: dict[str, Callable[[T2TViTConfig], Iterator[str]]] = {
+    "yitu": yitu_misfits,
+    "vit_pytorch": vit_pytorch_misfits,
+}
+
+OFFICIAL_SPLITS = (SoftSplit(7, 4, 2), SoftSplit(3, 2, 1), SoftSplit(3, 2, 1))
+PERFORMER_EPS = 1e-8
+
+
+def infer_yitu(clues: Clues) -> Fields | None:
     """The official code: its tokens_to_token has attentions counted from 1."""
+    shapes, given = clues.shapes, clues.given
     if "tokens_to_token.project.weight" not in shapes or "pos_embed" not in shapes:
         return None
     dim = shapes["tokens_to_token.project.weight"][0]
@@ -100,8 +155,9 @@ def infer_yitu(shapes: Shapes, given: Mapping[str, Any]) -> Fields | None:
     return fields
 
 
-def infer_vit_pytorch(shapes: Shapes, given: Mapping[str, Any]) -> Fields | None:
+def infer_vit_pytorch(clues: Clues) -> Fields | None:
     """vit-pytorch: token transformers at entries 3, 7 … of the patch embedding."""
+    shapes, given = clues.shapes, clues.given
     mixers = count_mixers(shapes)
     project = shapes.get(f"to_patch_embedding.{4 * (mixers + 1)}.weight", ())
     if len(project) != 2 or not mixers or "pos_embedding" not in shapes:

@@ -1,30 +1,122 @@
-"""Rename tables of ViT, and its configs read from names and shapes.
+"""Rename tables of ViT, and its configs read from what is in a file.
 
-Sources: timm 1.0 ``vision_transformer.py`` (Apache-2.0); vit-pytorch 1.26.11 ``vit.py`` (MIT).
+Sources: timm 1.0 ``vision_transformer.py`` (Apache-2.0), whose names DeiT, MAE and DINO share;
+transformers 5.23 ``modeling_vit.py``, ``modeling_deit.py`` (Apache-2.0); google-research
+``vit_jax/models_vit.py``, big_vision ``models/vit.py`` (Apache-2.0); vit-pytorch 1.26.11 ``vit.py``
+(MIT).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
 import msgspec
 
+from isovit.errors import InputError
+from isovit.spec.blocks import TransformerConfig
 from isovit.spec.config import Preprocess
 from isovit.spec.families.vit import AUGREG, VARIANTS, ViTConfig
-from isovit.weight_convert.detect import Ask, Fields, Infer, Shapes, count, heads, square_side
-from isovit.weight_convert.rename import RenameTable, Row, drop, rename, squeeze
+from isovit.weight_convert.detect import (
+    Ask,
+    Clues,
+    Fields,
+    Infer,
+    count,
+    heads,
+    square_side,
+)
+from isovit.weight_convert.rename import Drop, RenameTable, Row, drop, fuse, rename, squeeze
 
 
 def timm(config: ViTConfig) -> RenameTable:
-    """Timm's VisionTransformer, and DeiT's, whose names it follows."""
+    """Timm's VisionTransformer and VisionTransformerDistilled; DeiT's and DINO's names as well."""
+    return RenameTable(*timm_rows(config))
+
+
+def mae(config: ViTConfig) -> RenameTable:
+    """Timm's names, beside those of the decoder."""
     return RenameTable(
+        *timm_rows(config), drop(r"decoder_.*|mask_token", "decoder of the pre-training")
+    )
+
+
+def timm_rows(config: ViTConfig) -> list[Row | Drop]:
+    """The whole of timm's model."""
+    return [
         rename("cls_token", "cls_token"),
+        rename("dist_token", "dist_token"),
         rename("pos_embed", "pos_embed"),
         rename("patch_embed.proj", "patch_embed.proj"),
         *block_rows(),
         rename("fc_norm" if config.final_norm == "pooled" else "norm", "norm"),
+        rename("pre_logits.fc", "pre_logits"),
+        rename("head", "head"),
+        rename("head_dist", "head_dist"),
+    ]
+
+
+def hf(config: ViTConfig) -> RenameTable:
+    """Hugging Face's ViT, DeiT and encoder of ViTMAE, without the prefix of the model."""
+    layer = "encoder.layer.{i}"
+    return RenameTable(
+        rename("embeddings.cls_token", "cls_token"),
+        rename("embeddings.distillation_token", "dist_token"),
+        rename("embeddings.position_embeddings", "pos_embed"),
+        rename("embeddings.patch_embeddings.projection", "patch_embed.proj"),
+        rename(f"{layer}.layernorm_before", "blocks.{i}.norm1"),
+        fuse(f"{layer}.attention.attention.{{query|key|value}}", "blocks.{i}.attn.qkv"),
+        rename(f"{layer}.attention.output.dense", "blocks.{i}.attn.proj"),
+        rename(f"{layer}.layernorm_after", "blocks.{i}.norm2"),
+        rename(f"{layer}.intermediate.dense", "blocks.{i}.mlp.fc1"),
+        rename(f"{layer}.output.dense", "blocks.{i}.mlp.fc2"),
+        rename("layernorm", "norm"),
+        rename("cls_classifier" if config.dist_head else "classifier", "head"),
+        rename("distillation_classifier", "head_dist"),
+        drop(r"pooler\.dense\..*", "no classifier uses the pooler"),
+        drop(r"embeddings\.mask_token", "of masked image modelling"),
+        drop(r"decoder\..*", "decoder of the pre-training"),
+    )
+
+
+def google(config: ViTConfig) -> RenameTable:
+    """vit_jax: an npz of flax.linen's parameters."""
+    return linen(
+        config,
+        positions="Transformer.posembed_input.pos_embedding",
+        attention="MultiHeadDotProductAttention_1",
+        norm2="LayerNorm_2",
+        mlp="MlpBlock_3",
+    )
+
+
+def big_vision(config: ViTConfig) -> RenameTable:
+    """big_vision: the same model with its submodules numbered otherwise."""
+    return linen(
+        config,
+        positions="pos_embedding",
+        attention="MultiHeadDotProductAttention_0",
+        norm2="LayerNorm_1",
+        mlp="MlpBlock_0",
+    )
+
+
+def linen(config: ViTConfig, positions: str, attention: str, norm2: str, mlp: str) -> RenameTable:
+    """Google's ViT: kernels of the attention have an axis of their own for the heads."""
+    block, h = "Transformer.encoderblock_{i}", config.num_heads
+    return RenameTable(
+        rename("cls", "cls_token"),
+        rename(positions, "pos_embed"),
+        rename("embedding", "patch_embed.proj"),
+        rename(f"{block}.LayerNorm_0", "blocks.{i}.norm1"),
+        fuse(f"{block}.{attention}.{{query|key|value}}", "blocks.{i}.attn.qkv", heads=h, axis="o"),
+        rename(f"{block}.{attention}.out", "blocks.{i}.attn.proj", heads=h, axis="i"),
+        rename(f"{block}.{norm2}", "blocks.{i}.norm2"),
+        rename(f"{block}.{mlp}.Dense_0", "blocks.{i}.mlp.fc1"),
+        rename(f"{block}.{mlp}.Dense_1", "blocks.{i}.mlp.fc2"),
+        rename("Transformer.encoder_norm", "norm"),
+        rename("pre_logits", "pre_logits"),
         rename("head", "head"),
     )
 
@@ -72,18 +164,107 @@ def transformer_rows(foreign: str, canonical: str) -> list[Row]:
     ]
 
 
-TABLES: dict[str, Callable[[ViTConfig], RenameTable]] = {"timm": timm, "vit_pytorch": vit_pytorch}
+TABLES: dict[str, Callable[[ViTConfig], RenameTable]] = {
+    "timm": timm,
+    "deit": timm,
+    "mae": mae,
+    "dino": timm,
+    "hf": hf,
+    "google": google,
+    "big_vision": big_vision,
+    "vit_pytorch": vit_pytorch,
+}
 
 
-def infer_timm(shapes: Shapes, given: Mapping[str, Any]) -> Fields | None:
+def standard_misfits(config: TransformerConfig) -> Iterator[str]:
+    """What no library's Transformer has, and what only some configs here do."""
+    block = config.block
+    if block.attn_scale != block.head_dim**-0.5:
+        yield "attn_scale other than 1/√head_dim"
+    if config.final_norm == "none":
+        yield "final_norm=none"
+
+
+def timm_misfits(config: ViTConfig) -> Iterator[str]:
+    """What timm's model cannot be told to be."""
+    yield from standard_misfits(config)
+    if config.block.inner_dim != config.embed_dim:
+        yield "heads that do not fill embed_dim"
+    if not config.attn_proj:
+        yield "attn_proj=false"
+    if config.pool == "mean" and config.class_token:
+        yield "pool=mean over class token and patches"
+
+
+def hf_misfits(config: ViTConfig) -> Iterator[str]:
+    """What Hugging Face's model cannot be told to be; its config.json holds the rest."""
+    yield from timm_misfits(config)
+    if not config.class_token:
+        yield "class_token=false"
+    if config.pos_embed_tokens != "all":
+        yield "pos_embed_tokens=patches"
+    if config.final_norm != "tokens":
+        yield f"final_norm={config.final_norm}"
+    if config.pool not in ("cls", "none"):
+        yield f"pool={config.pool}"
+
+
+def google_misfits(config: ViTConfig) -> Iterator[str]:
+    """What vit_jax cannot be told to be."""
+    yield from timm_misfits(config)
+    if not config.qkv_bias:
+        yield "qkv_bias=false"
+    if config.final_norm != "tokens":
+        yield f"final_norm={config.final_norm}"
+    if config.class_token and config.pool != "cls":
+        yield f"pool={config.pool} beside a class token"
+    if config.pos_embed_tokens != "all":
+        yield "pos_embed_tokens=patches (format big_vision has it)"
+
+
+def big_vision_misfits(config: ViTConfig) -> Iterator[str]:
+    """What big_vision cannot be told to be."""
+    yield from timm_misfits(config)
+    if not config.qkv_bias:
+        yield "qkv_bias=false"
+    if config.final_norm != "tokens":
+        yield f"final_norm={config.final_norm}"
+    if config.class_token and config.pos_embed_tokens != "patches":
+        yield "a position for the class token (format google has it)"
+
+
+def vit_pytorch_misfits(config: TransformerConfig) -> Iterator[str]:
+    """What vit-pytorch's model cannot be told to be."""
+    yield from standard_misfits(config)
+    if config.qkv_bias:
+        yield "qkv_bias=true"
+    if config.pool == "mean_patches" and config.class_token:
+        yield "pool=mean_patches beside a class token"
+
+
+MISFITS: dict[str, Callable[[ViTConfig], Iterator[str]]] = {
+    "hf": hf_misfits,
+    "google": google_misfits,
+    "big_vision": big_vision_misfits,
+    "vit_pytorch": vit_pytorch_misfits,
+    "dino": timm_misfits,
+    "mae": timm_misfits,
+    "deit": timm_misfits,
+    "timm": timm_misfits,
+}
+
+
+def infer_timm(clues: Clues) -> Fields | None:
     """timm: a 4-D patch embedding beside fused qkv."""
+    shapes = clues.shapes
     kernel = shapes.get("patch_embed.proj.weight", ())
     if len(kernel) != 4 or "pos_embed" not in shapes:
         return None
     dim, in_channels, *patch_size = kernel
-    class_token, positions = "cls_token" in shapes, shapes["pos_embed"][1]
+    class_token, dist_token = "cls_token" in shapes, "dist_token" in shapes
+    prefix, positions = class_token + dist_token, shapes["pos_embed"][1]
     # timm's no_embed_class has positions for the patches alone, whose number is a square.
-    of_patches = class_token and math.isqrt(positions) ** 2 == positions
+    of_patches = class_token and is_square(positions) and not is_square(positions - prefix)
     depth = count(shapes, "blocks.{}.norm1.weight")
     pooled = "fc_norm.weight" in shapes
     fields: Fields = {
@@ -91,24 +272,223 @@ def infer_timm(shapes: Shapes, given: Mapping[str, Any]) -> Fields | None:
         "in_channels": in_channels,
         "embed_dim": dim,
         "depth": depth,
-        "num_heads": heads(dim, depth, PUBLISHED_HEADS, given),
+        "num_heads": heads(dim, depth, PUBLISHED_HEADS, clues.given),
         "mlp_dim": shapes.get("blocks.0.mlp.fc1.weight", (4 * dim,))[0],
         "qkv_bias": depth == 0 or "blocks.0.attn.qkv.bias" in shapes,
         "layer_scale_init": 1e-5 if "blocks.0.ls1.gamma" in shapes else None,
         "class_token": class_token,
+        "dist_token": dist_token,
+        "dist_head": "head_dist.weight" in shapes,
         "pos_embed_tokens": "patches" if of_patches else "all",
         "final_norm": "pooled" if pooled else "tokens" if "norm.weight" in shapes else "none",
         "pool": "mean_patches" if pooled or not class_token else "cls",
+        "pre_logits_dim": shapes.get("pre_logits.fc.weight", (None,))[0],
         "num_classes": shapes.get("head.weight", (0,))[0],
     }
-    side = square_side(positions - int(class_token and not of_patches), given, patch_size[0])
+    side = square_side(positions - (0 if of_patches else prefix), clues.given, patch_size[0])
     if side is not None:
         fields["image_size"] = (side * patch_size[0], side * patch_size[1])
-    return {**fields, **statistics(in_channels, AUGREG)}
+    usual = Preprocess(crop_fraction=0.9) if dist_token else AUGREG
+    return {**fields, **statistics(in_channels, timm_preprocess(clues, usual))}
 
 
-def infer_vit_pytorch(shapes: Shapes, given: Mapping[str, Any]) -> Fields | None:
+def timm_preprocess(clues: Clues, usual: Preprocess) -> Preprocess:
+    """The preprocessing that timm's ``config.json`` tells, or the usual one."""
+    told = clues.sidecars.get("config.json", {}).get("pretrained_cfg")
+    if not isinstance(told, dict):
+        return usual
+    told = cast("dict[str, Any]", told)
+    names = {"crop_fraction": "crop_pct", "interpolation": "interpolation"}
+    names |= {"mean": "mean", "std": "std"}
+    said = {field: told[name] for field, name in names.items() if name in told}
+    return preprocess_from({**msgspec.structs.asdict(usual), **said})
+
+
+def preprocess_from(fields: Mapping[str, Any]) -> Preprocess:
+    """Preprocessing from what a file says.
+
+    Raises:
+        InputError: if it is none.
+    """
+    try:
+        return msgspec.convert(fields, Preprocess)
+    except msgspec.ValidationError as error:
+        raise InputError(f"the preprocessing that the file tells is none: {error}") from None
+
+
+def infer_dino(clues: Clues) -> Fields | None:
+    """DINO: a teacher or a student behind ``backbone.``; or, as released, bare and headless."""
+    training = clues.wrapper in ("teacher", "student", "backbone")
+    released = clues.container in (".pth", ".pt") and not clues.wrapper and headless(clues)
+    return usual_statistics(clues, "dino", training or released)
+
+
+def infer_mae(clues: Clues) -> Fields | None:
+    """MAE: encoder without a head, maybe its decoder; or fine-tuned, with the mean normalised."""
+    under_model = clues.wrapper == "model" and (headless(clues) or "fc_norm.weight" in clues.shapes)
+    return usual_statistics(clues, "mae", under_model or "mask_token" in clues.shapes)
+
+
+def infer_deit(clues: Clues) -> Fields | None:
+    """DeiT: under ``model``."""
+    return usual_statistics(clues, "deit", clues.wrapper == "model")
+
+
+def headless(clues: Clues) -> bool:
+    """Whether there is no head."""
+    return "head.weight" not in clues.shapes
+
+
+def usual_statistics(clues: Clues, format: str, looks_so: bool) -> Fields | None:
+    """The config of timm's names with the preprocessing of the ImageNet evaluations."""
+    if not (looks_so or clues.format == format) or (fields := infer_timm(clues)) is None:
+        return None
+    return {**fields, **statistics(fields["in_channels"], Preprocess())}
+
+
+def infer_hf(clues: Clues) -> Fields | None:
+    """Hugging Face: sizes from the shapes, the rest from ``config.json`` where there is one."""
+    shapes, about = clues.shapes, clues.sidecars.get("config.json", {})
+    kernel = shapes.get("embeddings.patch_embeddings.projection.weight", ())
+    if len(kernel) != 4 or "embeddings.position_embeddings" not in shapes:
+        return None
+    dim, in_channels, *patch_size = kernel
+    depth = count(shapes, "encoder.layer.{}.layernorm_before.weight")
+    dist_token = "embeddings.distillation_token" in shapes
+    head = next((n for n in ("classifier.weight", "cls_classifier.weight") if n in shapes), "")
+    activation = about.get("hidden_act", "gelu")
+    if activation not in HF_ACTIVATIONS:
+        raise InputError(f"hidden_act {activation!r} is none of {', '.join(HF_ACTIVATIONS)}")
+    fields: Fields = {
+        "patch_size": tuple(patch_size),
+        "in_channels": in_channels,
+        "embed_dim": dim,
+        "depth": depth,
+        "num_heads": about.get("num_attention_heads")
+        or heads(dim, depth, PUBLISHED_HEADS, clues.given),
+        "mlp_dim": shapes.get("encoder.layer.0.intermediate.dense.weight", (4 * dim,))[0],
+        "qkv_bias": depth == 0 or "encoder.layer.0.attention.attention.query.bias" in shapes,
+        "activation": HF_ACTIVATIONS[activation],
+        "norm_eps": about.get("layer_norm_eps", 1e-12),
+        "dist_token": dist_token,
+        "dist_head": "distillation_classifier.weight" in shapes,
+        "num_classes": shapes.get(head, (0,))[0],
+    }
+    side = square_side(
+        shapes["embeddings.position_embeddings"][1] - 1 - dist_token,
+        {**about, **clues.given},
+        patch_size[0],
+    )
+    if side is not None:
+        fields["image_size"] = (side * patch_size[0], side * patch_size[1])
+    elif "image_size" in about:
+        fields["image_size"] = about["image_size"]
+    return {**fields, **statistics(in_channels, hf_preprocess(clues, dist_token))}
+
+
+HF_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+"""Their names of activations, and the fields here."""
+
+PILLOW_FILTERS = {2: "bilinear", 3: "bicubic"}
+"""Numbers of Pillow's resampling filters."""
+
+
+def hf_preprocess(clues: Clues, dist_token: bool) -> Preprocess:
+    """The preprocessing that ``preprocessor_config.json`` tells, or the library's default."""
+    told = clues.sidecars.get("preprocessor_config.json", {})
+    if not told:
+        if dist_token:  # DeiTImageProcessor
+            return Preprocess(aspect="squash")
+        if clues.sidecars.get("config.json", {}).get("model_type") == "vit_mae":
+            return Preprocess(aspect="squash", crop_fraction=1.0, interpolation="bilinear")
+        return HF_VIT
+    fields: Fields = {}
+    for theirs, field in (("image_mean", "mean"), ("image_std", "std")):
+        if theirs in told:
+            fields[field] = told[theirs]
+    if (number := told.get("resample")) is not None:
+        if number not in PILLOW_FILTERS:
+            raise InputError(f"resample {number} of the preprocessing is none of 2 and 3")
+        fields["interpolation"] = PILLOW_FILTERS[number]
+    resized, cropped = side_of(told.get("size")), side_of(told.get("crop_size"))
+    if told.get("do_center_crop") and resized and cropped:
+        fields["crop_fraction"] = cropped / resized
+    size = told.get("size")
+    if isinstance(size, dict) and "shortest_edge" in size:
+        fields["aspect"] = "keep"
+    return preprocess_from({**msgspec.structs.asdict(HF_VIT), **fields})
+
+
+def side_of(size: Any) -> float | None:
+    """The height that ``size`` or ``crop_size`` tells, in one of the forms it has had."""
+    if isinstance(size, dict):
+        sides = cast("dict[str, Any]", size)
+        size = sides.get("height", sides.get("shortest_edge"))
+    return size if isinstance(size, int | float) and size > 0 else None
+
+
+HALF = (0.5, 0.5, 0.5)
+HF_VIT = Preprocess(
+    crop_fraction=1.0, interpolation="bilinear", aspect="squash", mean=HALF, std=HALF
+)
+"""The default of Hugging Face's ViTImageProcessor, and how vit_jax evaluates."""
+
+
+def infer_google(clues: Clues) -> Fields | None:
+    """vit_jax: kernels whose shapes tell the heads."""
+    positions = "Transformer.posembed_input.pos_embedding"
+    return infer_linen(clues, positions, "MultiHeadDotProductAttention_1", "MlpBlock_3")
+
+
+def infer_big_vision(clues: Clues) -> Fields | None:
+    """big_vision: positions at the root, for the patches alone."""
+    if any(name.startswith("MAPHead_0.") for name in clues.shapes):
+        raise InputError("it pools by attention (MAPHead_0), which isovit's ViT does not have")
+    return infer_linen(clues, "pos_embedding", "MultiHeadDotProductAttention_0", "MlpBlock_0")
+
+
+def infer_linen(clues: Clues, positions: str, attention: str, mlp: str) -> Fields | None:
+    """A ViT of google's from the names of its parts."""
+    shapes = clues.shapes
+    kernel = shapes.get("embedding.kernel", ())
+    if len(kernel) != 4 or positions not in shapes:
+        return None
+    *patch_size, in_channels, dim = kernel
+    class_token, of_patches = "cls" in shapes, positions == "pos_embedding"
+    depth = count(shapes, "Transformer.encoderblock_{}.LayerNorm_0.scale")
+    block = "Transformer.encoderblock_0"
+    query = shapes.get(f"{block}.{attention}.query.kernel")
+    fields: Fields = {
+        "patch_size": tuple(patch_size),
+        "in_channels": in_channels,
+        "embed_dim": dim,
+        "depth": depth,
+        "num_heads": query[1] if query else 1,
+        "mlp_dim": shapes.get(f"{block}.{mlp}.Dense_0.kernel", (dim, 4 * dim))[1],
+        "activation": "gelu_tanh",
+        "class_token": class_token,
+        "pos_embed_tokens": "patches" if class_token and of_patches else "all",
+        "pool": "cls" if class_token else "mean_patches",
+        "pre_logits_dim": shapes.get("pre_logits.kernel", (dim, None))[1],
+        "num_classes": shapes.get("head.kernel", (dim, 0))[1],
+        "init_scheme": "vit_jax",
+    }
+    side = square_side(
+        shapes[positions][1] - int(class_token and not of_patches), clues.given, patch_size[0]
+    )
+    if side is not None:
+        fields["image_size"] = (side * patch_size[0], side * patch_size[1])
+    return {**fields, **statistics(in_channels, HF_VIT)}
+
+
+def is_square(number: int) -> bool:
+    """Whether a number of patches makes a square grid."""
+    return number > 0 and math.isqrt(number) ** 2 == number
+
+
+def infer_vit_pytorch(clues: Clues) -> Fields | None:
     """vit-pytorch: a dense patch embedding between two LayerNorms."""
+    shapes, given = clues.shapes, clues.given
     if len(shapes.get("to_patch_embedding.2.weight", ())) != 2 or "pos_embedding" not in shapes:
         return None
     dim, patch_dim = shapes["to_patch_embedding.2.weight"]
@@ -154,7 +534,9 @@ def square_patch(patch_dim: int, given: Mapping[str, Any]) -> tuple[int, tuple[i
     raise Ask("patch_size", f"a patch has {patch_dim} numbers", "[HEIGHT,WIDTH]")
 
 
-def vit_pytorch_heads(shapes: Shapes, dim: int, given: Mapping[str, Any]) -> Fields:
+def vit_pytorch_heads(
+    shapes: Mapping[str, tuple[int, ...]], dim: int, given: Mapping[str, Any]
+) -> Fields:
     """Heads of a vit-pytorch Transformer, whose head_dim is 64 unless the caller knows better.
 
     Raises:
@@ -195,4 +577,14 @@ VIT_PYTORCH: Fields = {
     "init_scheme": "vit_pytorch",
 }
 
-INFER: dict[str, Infer] = {"timm": infer_timm, "vit_pytorch": infer_vit_pytorch}
+# The particular before the general: DINO, MAE and DeiT have timm's names.
+INFER: dict[str, Infer] = {
+    "hf": infer_hf,
+    "google": infer_google,
+    "big_vision": infer_big_vision,
+    "vit_pytorch": infer_vit_pytorch,
+    "dino": infer_dino,
+    "mae": infer_mae,
+    "deit": infer_deit,
+    "timm": infer_timm,
+}

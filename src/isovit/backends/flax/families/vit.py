@@ -1,6 +1,7 @@
 """ViT in Flax.
 
-Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1; both dialects, see the spec.
+Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1; both dialects, see the spec. The
+distillation token: Touvron et al. 2021, arXiv:2012.12877, section 4.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from isovit.backends.flax.layers import Block, Kinds, LayerNorm, identity, pool
+from isovit.spec.config import require
 from isovit.spec.families.vit import ViTConfig
 
 
@@ -70,7 +72,8 @@ class ViT(nnx.Module):
     """Vision Transformer.
 
     Called with (batch, height, width, channels) images of ``config.image_size``; returns
-    (batch, num_classes) logits, or the pooled features where the config has no head.
+    (batch, num_classes) logits, or the pooled features where the config has no head. The logits of
+    two heads are averaged; ``forward_heads`` gives them apart.
 
     Args:
         config: see ``ViTConfig``.
@@ -93,32 +96,63 @@ class ViT(nnx.Module):
         self.cls_token = (
             nnx.Param(jnp.zeros((1, 1, dim), param_dtype)) if config.class_token else None
         )
+        self.dist_token = (
+            nnx.Param(jnp.zeros((1, 1, dim), param_dtype)) if config.dist_token else None
+        )
         self.pos_embed = nnx.Param(jnp.zeros((1, config.positions, dim), param_dtype))
         self.dropout = nnx.Dropout(config.embed_dropout_rate, rngs=rngs)
         self.blocks = nnx.List([Block(block, **kinds) for block in config.blocks])
         has_norm, has_head = config.final_norm != "none", config.num_classes > 0
         self.norm = LayerNorm(dim, epsilon=config.norm_eps, **kinds) if has_norm else identity
-        self.head = (
-            nnx.Linear(dim, config.num_classes, use_bias=True, **kinds) if has_head else identity
+        self.pre_logits = (
+            nnx.Linear(dim, config.pre_logits_dim, use_bias=True, **kinds)
+            if config.pre_logits_dim
+            else None
+        )
+        dim, classes = config.feature_dim, config.num_classes
+        self.head = nnx.Linear(dim, classes, use_bias=True, **kinds) if has_head else identity
+        self.head_dist = (
+            nnx.Linear(dim, classes, use_bias=True, **kinds) if config.dist_head else identity
         )
 
-    def __call__(
+    def forward_tokens(
         self, images: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch ..."]:
+    ) -> Float[Array, "batch tokens dim"]:
+        """Every token behind the blocks: class token, distillation token, patches."""
         self.config.check_images(images.shape)
         x = self.patch_embed(images)  # (batch, patches, dim)
         if self.config.pos_embed_tokens == "patches":
             x = x + self.pos_embed[...].astype(self.dtype)
-        if self.cls_token is not None:
-            cls_token = self.cls_token[...].astype(self.dtype)
-            x = jnp.concat([jnp.broadcast_to(cls_token, (x.shape[0], 1, x.shape[-1])), x], axis=1)
+        prefix = [token for token in (self.cls_token, self.dist_token) if token is not None]
+        shape = (x.shape[0], 1, x.shape[-1])
+        prefix = [jnp.broadcast_to(token[...].astype(self.dtype), shape) for token in prefix]
+        x = jnp.concat([*prefix, x], axis=1)
         if self.config.pos_embed_tokens == "all":
             x = x + self.pos_embed[...].astype(self.dtype)
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x)
+        return x
+
+    def forward_heads(
+        self, images: Float[Array, "batch height width channels"]
+    ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"]]:
+        """Logits of the class token and of the distillation token, each for a loss of its own."""
+        require(self.config.dist_head, "dist_head", False, "the model has one head")
+        x = self.norm(self.forward_tokens(images))
+        return self.head(x[:, 0]), self.head_dist(x[:, 1])
+
+    def __call__(
+        self, images: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch ..."]:
+        if self.config.dist_head:
+            logits, dist_logits = self.forward_heads(images)
+            return (logits + dist_logits) / 2
+        x = self.forward_tokens(images)
         if self.config.final_norm == "pooled":
             x = self.norm(pool(x, self.config))
         else:
             x = pool(self.norm(x), self.config)
+        if self.pre_logits is not None:
+            x = jnp.tanh(self.pre_logits(x))
         return self.head(x)

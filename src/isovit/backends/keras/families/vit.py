@@ -1,6 +1,7 @@
 """ViT in Keras.
 
-Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1; both dialects, see the spec.
+Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1; both dialects, see the spec. The
+distillation token: Touvron et al. 2021, arXiv:2012.12877, section 4.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from keras import ops
 
 from isovit.backends.keras.layers import Block, DType, SpecModel, Tensor, layer_norm, pool
+from isovit.spec.config import require
 from isovit.spec.families.vit import ViTConfig
 
 
@@ -77,7 +79,8 @@ class ViT(SpecModel):
     """Vision Transformer.
 
     Called with (batch, height, width, channels) images of ``config.image_size``; returns
-    (batch, num_classes) logits, or the pooled features where the config has no head.
+    (batch, num_classes) logits, or the pooled features where the config has no head. The logits of
+    two heads are averaged; ``forward_heads`` gives them apart.
 
     Args:
         config: see ``ViTConfig``.
@@ -99,10 +102,20 @@ class ViT(SpecModel):
             if has_norm
             else keras.layers.Identity(name="norm", dtype=dtype)
         )
+        self.pre_logits = (
+            keras.layers.Dense(config.pre_logits_dim, use_bias=True, name="pre_logits", dtype=dtype)
+            if config.pre_logits_dim
+            else None
+        )
         self.head = (
             keras.layers.Dense(config.num_classes, use_bias=True, name="head", dtype=dtype)
             if has_head
             else keras.layers.Identity(name="head", dtype=dtype)
+        )
+        self.head_dist = (
+            keras.layers.Dense(config.num_classes, use_bias=True, name="head_dist", dtype=dtype)
+            if config.dist_head
+            else keras.layers.Identity(name="head_dist", dtype=dtype)
         )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -112,6 +125,11 @@ class ViT(SpecModel):
             if self.config.class_token
             else None
         )
+        self.dist_token = (
+            self.add_weight(shape=(1, 1, dim), initializer="zeros", name="dist_token")
+            if self.config.dist_token
+            else None
+        )
         self.pos_embed = self.add_weight(
             shape=(1, self.config.positions, dim), initializer="zeros", name="pos_embed"
         )
@@ -119,24 +137,47 @@ class ViT(SpecModel):
         for block in self.blocks:
             block.build((None, tokens, dim))
         self.norm.build((None, dim) if self.config.final_norm == "pooled" else (None, tokens, dim))
-        self.head.build((None, dim))
+        if self.pre_logits is not None:
+            self.pre_logits.build((None, dim))
+        self.head.build((None, self.config.feature_dim))
+        self.head_dist.build((None, self.config.feature_dim))
 
-    def call(
+    def forward_tokens(
         self, images: Float[Tensor, "batch height width channels"], training: bool | None = None
-    ) -> Float[Tensor, "batch ..."]:
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Every token behind the blocks: class token, distillation token, patches."""
         x = self.patch_embed(self.checked(images))  # (batch, patches, dim)
         if self.config.pos_embed_tokens == "patches":
             x = x + self.pos_embed
-        if self.cls_token is not None:
-            cls_token = ops.broadcast_to(self.cls_token, (ops.shape(x)[0], 1, x.shape[-1]))
-            x = ops.concatenate([cls_token, x], axis=1)
+        prefix = [token for token in (self.cls_token, self.dist_token) if token is not None]
+        shape = (ops.shape(x)[0], 1, x.shape[-1])
+        x = ops.concatenate([*(ops.broadcast_to(token, shape) for token in prefix), x], axis=1)
         if self.config.pos_embed_tokens == "all":
             x = x + self.pos_embed
         x = self.dropout(x, training=training)
         for block in self.blocks:
             x = block(x, training=training)
+        return x
+
+    def forward_heads(
+        self, images: Float[Tensor, "batch height width channels"], training: bool | None = None
+    ) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch classes"]]:
+        """Logits of the class token and of the distillation token, each for a loss of its own."""
+        require(self.config.dist_head, "dist_head", False, "the model has one head")
+        x = self.norm(self.forward_tokens(images, training=training))
+        return self.head(x[:, 0]), self.head_dist(x[:, 1])
+
+    def call(
+        self, images: Float[Tensor, "batch height width channels"], training: bool | None = None
+    ) -> Float[Tensor, "batch ..."]:
+        if self.config.dist_head:
+            logits, dist_logits = self.forward_heads(images, training=training)
+            return (logits + dist_logits) / 2
+        x = self.forward_tokens(images, training=training)
         if self.config.final_norm == "pooled":
             x = self.norm(pool(x, self.config))
         else:
             x = pool(self.norm(x), self.config)
+        if self.pre_logits is not None:
+            x = ops.tanh(self.pre_logits(x))
         return self.head(x)

@@ -1,6 +1,7 @@
 """ViT in PyTorch.
 
-Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1; both dialects, see the spec.
+Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1; both dialects, see the spec. The
+distillation token: Touvron et al. 2021, arXiv:2012.12877, section 4.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from isovit.backends.torch.layers import Block, pool
+from isovit.spec.config import require
 from isovit.spec.families.vit import ViTConfig
 
 
@@ -61,7 +63,8 @@ class ViT(nn.Module):
     """Vision Transformer.
 
     Called with (batch, height, width, channels) images of ``config.image_size``; returns
-    (batch, num_classes) logits, or the pooled features where the config has no head.
+    (batch, num_classes) logits, or the pooled features where the config has no head. The logits of
+    two heads are averaged; ``forward_heads`` gives them apart.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -70,29 +73,55 @@ class ViT(nn.Module):
         dim = config.embed_dim
         self.patch_embed = PATCH_EMBEDS[config.patch_embed](config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.dist_token else None
         self.pos_embed = nn.Parameter(torch.zeros(1, config.positions, dim))
         self.dropout = nn.Dropout(config.embed_dropout_rate)
         self.blocks = nn.ModuleList(Block(block) for block in config.blocks)
         has_norm, has_head = config.final_norm != "none", config.num_classes > 0
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if has_norm else nn.Identity()
-        self.head = nn.Linear(dim, config.num_classes, bias=True) if has_head else nn.Identity()
+        self.pre_logits = (
+            nn.Linear(dim, config.pre_logits_dim, bias=True) if config.pre_logits_dim else None
+        )
+        dim, classes = config.feature_dim, config.num_classes
+        self.head = nn.Linear(dim, classes, bias=True) if has_head else nn.Identity()
+        self.head_dist = nn.Linear(dim, classes, bias=True) if config.dist_head else nn.Identity()
 
-    def forward(
+    def forward_tokens(
         self, images: Float[Tensor, "batch height width channels"]
-    ) -> Float[Tensor, "batch ..."]:
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Every token behind the blocks: class token, distillation token, patches."""
         self.config.check_images(images.shape)
         x = self.patch_embed(images)  # (batch, patches, dim)
         if self.config.pos_embed_tokens == "patches":
             x = x + self.pos_embed
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        prefix = [token for token in (self.cls_token, self.dist_token) if token is not None]
+        x = torch.cat([*(token.expand(x.shape[0], -1, -1) for token in prefix), x], dim=1)
         if self.config.pos_embed_tokens == "all":
             x = x + self.pos_embed
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x)
+        return x
+
+    def forward_heads(
+        self, images: Float[Tensor, "batch height width channels"]
+    ) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch classes"]]:
+        """Logits of the class token and of the distillation token, each for a loss of its own."""
+        require(self.config.dist_head, "dist_head", False, "the model has one head")
+        x = self.norm(self.forward_tokens(images))
+        return self.head(x[:, 0]), self.head_dist(x[:, 1])
+
+    def forward(
+        self, images: Float[Tensor, "batch height width channels"]
+    ) -> Float[Tensor, "batch ..."]:
+        if self.config.dist_head:
+            logits, dist_logits = self.forward_heads(images)
+            return (logits + dist_logits) / 2
+        x = self.forward_tokens(images)
         if self.config.final_norm == "pooled":
             x = self.norm(pool(x, self.config))
         else:
             x = pool(self.norm(x), self.config)
+        if self.pre_logits is not None:
+            x = torch.tanh(self.pre_logits(x))
         return self.head(x)

@@ -1,0 +1,75 @@
+"""Arrays by name that are read one at a time, when they are asked for.
+
+A checkpoint passes through conversion as a chain of such views: of the file, of its canonical
+weights, of the target's names. Names, shapes and dtypes are known throughout, so that everything
+is checked before the first number is read; in memory is only the array that is on its way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Spec(NamedTuple):
+    """What is known of an array before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def size(self) -> int:
+        """Number of numbers."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self.size * self.dtype.itemsize
+
+
+class Tensors(Mapping[str, np.ndarray]):
+    """Arrays by name; each is read when it is asked for, and not kept.
+
+    Attributes:
+        specs: shape and dtype of every array, in order.
+    """
+
+    def __init__(self, specs: Mapping[str, Spec], fetch: Callable[[str], np.ndarray]) -> None:
+        self.specs = dict(specs)
+        self._fetch = fetch
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> Tensors:
+        """The view of arrays that may be in memory already."""
+        if isinstance(arrays, Tensors):
+            return arrays
+        specs = {name: Spec(tuple(a.shape), a.dtype) for name, a in arrays.items()}
+        return cls(specs, arrays.__getitem__)
+
+    def renamed(self, names: Mapping[str, str]) -> Tensors:
+        """Some of the arrays under other names: new name to old name."""
+        specs = {new: self.specs[old] for new, old in names.items()}
+        return Tensors(specs, lambda name: self[names[name]])
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every array."""
+        return {name: spec.shape for name, spec in self.specs.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.specs:
+            raise KeyError(name)
+        return self._fetch(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.specs
