@@ -12,7 +12,7 @@ from isovit.spec.blocks import TransformerConfig
 from isovit.spec.families import param_tree
 from isovit.spec.initialize import draw
 from isovit.weight_convert.checkpoint import Checkpoint
-from isovit.weight_convert.resize import resize_table
+from isovit.weight_convert.resize import METHODS, resize_table
 from isovit.weight_convert.tensors import Spec, Tensors
 
 HEADS = ("head.", "head_dist.")
@@ -44,6 +44,8 @@ def adapt(
     Raises:
         InputError: if there can be no such config, or no such resizing.
     """
+    if resize not in (*METHODS, RECOMPUTE):
+        raise InputError(f"resize={resize!r}: wanted {', '.join(METHODS)} or {RECOMPUTE}")
     config = cast("TransformerConfig", checkpoint.config)
     notes = list(checkpoint.source.notes)
     changes: dict[str, Any] = {}

@@ -66,7 +66,12 @@ class Opened:
         if not isinstance(rows, RenameTable):
             return []
         found = [(row, [n for n in self.arrays if row.matches(n)]) for row in rows.drops]
-        return [f"left out {', '.join(n)}: {row.reason}" for row, n in found if n]
+        return [f"left out {_count(names)}: {row.reason}" for row, names in found if names]
+
+
+def _count(names: list[str]) -> str:
+    """Names, or the first of them and how many there are."""
+    return ", ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} more"
 
 
 def open_file(path: Path, wanted: Wanted) -> Opened:

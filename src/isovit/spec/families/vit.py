@@ -193,7 +193,7 @@ VARIANTS: dict[str, ViTConfig] = {
             ("h", 14),
         ]
     },
-    # Touvron et al. 2021, table 1; photographs as DeiT's own code evaluates them (timm crops to 0.9).
+    # Touvron et al. 2021, table 1; crop of 0.875 as in DeiT's own evaluation, where timm has 0.9.
     **{f"deit_{size}16": _deit(size, distilled=False) for size in ("ti", "s", "b")},
     **{f"deit_{size}16_distilled": _deit(size, distilled=True) for size in ("ti", "s", "b")},
 }
