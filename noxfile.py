@@ -63,8 +63,9 @@ def quick(session: nox.Session) -> None:
     """A useful subset in under three minutes: lint, unit tests, two backends on few examples."""
     lint(session)
     run(session, "pytest", "tests", "-m", "not slow", *session.posargs)
-    for backend in ("torch", "flax"):
-        parity_tests(session, backend, "-m", "not slow and not oracles", profile="quick")
+    parity_tests(session, "torch", "-m", "not slow and not oracles", profile="quick")
+    # JAX compiles each example: the outputs alone.
+    parity_tests(session, "flax", "-k", "test_forward or test_structure", profile="quick")
 
 
 @nox.session(python=False)

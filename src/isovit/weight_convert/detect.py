@@ -8,14 +8,17 @@ the file tells. What the caller gives goes before what is inferred.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 from isovit.errors import InputError
+from isovit.spec.blocks import TransformerConfig
 from isovit.spec.config import Config, config_from_dict
-from isovit.spec.families import FAMILIES
+from isovit.spec.families import FAMILIES, variant_config, variant_name, variants
 
 Shapes = Mapping[str, tuple[int, ...]]
 Fields = dict[str, Any]
@@ -32,6 +35,7 @@ class Clues:
         wrapper: the key under which the weights lay in the file; ``""`` for none.
         container: suffix of the file; ``""`` for a folder.
         sidecars: JSON files beside the weights, by name.
+        arch: name of the model that training code noted in the file; ``""`` for none.
     """
 
     shapes: Shapes
@@ -40,6 +44,7 @@ class Clues:
     wrapper: str = ""
     container: str = ""
     sidecars: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Any])
+    arch: str = ""
 
 
 Infer = Callable[[Clues], "Fields | None"]
@@ -99,18 +104,24 @@ def square_side(patches: int, given: Mapping[str, Any], unit: int) -> int | None
     return side
 
 
-def heads(
-    dim: int, depth: int, published: Mapping[tuple[int, int], int], given: Mapping[str, Any]
-) -> int:
+def heads(clues: Clues, dim: int, depth: int) -> int:
     """Number of heads, which no shape tells, of the published model of this width and depth.
 
     Raises:
         Ask: if no published model has this width and depth.
     """
-    if "num_heads" in given:
-        return int(given["num_heads"])
-    if (dim, depth) in published:
-        return published[dim, depth]
+    if "num_heads" in clues.given:
+        return int(clues.given["num_heads"])
+    published = {
+        name: cast("TransformerConfig", config).num_heads
+        for name, config in variants().items()
+        if (getattr(config, "embed_dim", 0), getattr(config, "depth", 0)) == (dim, depth)
+    }
+    with suppress(InputError):
+        if (noted := variant_name(variant_config(clues.arch))) in published:
+            return published[noted]
+    if published:
+        return statistics.mode(published.values())
     candidates = [n for n in range(1, min(dim, 64) + 1) if dim % n == 0]
     why = f"no published model has embed_dim={dim} and depth={depth}"
     raise Ask("num_heads", why, "|".join(map(str, candidates)))

@@ -111,7 +111,8 @@ def _open_folder(path: Path, wanted: Wanted) -> Opened:
         arrays = huggingface.read_weights(path)
         names = (huggingface.CONFIG, huggingface.PROCESSOR)
         sidecars = {name: huggingface.read_json(path / name) for name in names}
-        return _identify(path, arrays, header, wanted, sidecars=sidecars)
+        arch = str(sidecars[huggingface.CONFIG].get("architecture", ""))  # timm's
+        return _identify(path, arrays, header, wanted, sidecars=sidecars, arch=arch)
     config, _ = _config(path, header, wanted)
     return Opened(Tensors.of(_runtime("flax").load_native(config, path)), config, "flax")
 
@@ -125,7 +126,8 @@ def _open_pth(path: Path, suffix: str, wanted: Wanted) -> Opened:
     arrays = files.torch_tensors(path, weights)
     if not arrays:
         raise InputError(f"{path}: holds no tensors; wanted a state dict")
-    return _identify(path, arrays, content.get(HEADER_KEY), wanted, wrapper, suffix)
+    around = {"wrapper": wrapper, "container": suffix, "arch": str(content.get("arch", ""))}
+    return _identify(path, arrays, content.get(HEADER_KEY), wanted, **around)
 
 
 def _identify(
@@ -133,23 +135,26 @@ def _identify(
     arrays: Tensors,
     header: object,
     wanted: Wanted,
-    wrapper: str = "",
-    container: str = "",
-    sidecars: Mapping[str, Mapping[str, Any]] | None = None,
+    **around: Any,
 ) -> Opened:
-    """Put config and format to the arrays: as asked for, as the file says, or as it shows."""
+    """Put config and format to the arrays: as asked for, as the file says, or as it shows.
+
+    Args:
+        path: of the file, for messages.
+        arrays: under the file's own names.
+        header: isovit's own, if the file has one.
+        wanted: by the caller.
+        around: what else is a clue, as in ``Clues``.
+    """
     try:
-        content = unwrap(arrays, wrapper)
+        content = unwrap(arrays, around.pop("wrapper", ""))
         if wanted.config or header:
             config, format = _config(path, header, wanted)
             return Opened(
                 content.tensors, config, format or _guess(content.tensors, config), content.notes
             )
         shapes = content.tensors.shapes
-        clues = Clues(
-            shapes, wanted.changes, wanted.format, content.wrapper, container, sidecars or {}
-        )
-        found = detect(clues)
+        found = detect(Clues(shapes, wanted.changes, wanted.format, content.wrapper, **around))
     except (InputError, KeyError, IndexError, ValueError, TypeError, ZeroDivisionError) as error:
         reason = error if isinstance(error, InputError) else f"names or shapes lack {error}"
         raise InputError(f"{path}: {reason}") from None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from isovit.spec.config import Preprocess
-from isovit.spec.families.t2t_vit import VARIANTS, YITU, SoftSplit, T2TViTConfig
+from isovit.spec.families.t2t_vit import YITU, SoftSplit, T2TViTConfig
 from isovit.weight_convert.detect import (
     Ask,
     Clues,
@@ -141,7 +141,7 @@ def infer_yitu(clues: Clues) -> Fields | None:
         "in_channels": in_channels,
         "embed_dim": dim,
         "depth": depth,
-        "num_heads": heads(dim, depth, PUBLISHED_HEADS, given),
+        "num_heads": heads(clues, dim, depth),
         "mlp_dim": shapes.get("blocks.0.mlp.fc1.weight", (4 * dim,))[0],
         "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
         "num_classes": shapes.get("head.weight", (0,))[0],
@@ -210,12 +210,5 @@ def _soft_splits(dims: list[int]) -> list[tuple[int, int, int]]:
         layers.append((kernel, stride, stride // 2))
     return layers
 
-
-# The narrow-headed 14_resnext has the same shapes as 14: the common one is taken.
-PUBLISHED_HEADS = {
-    (config.embed_dim, config.depth): config.num_heads
-    for name, config in VARIANTS.items()
-    if name != "t2t_vit_14_resnext"
-}
 
 INFER: dict[str, Infer] = {"yitu": infer_yitu, "vit_pytorch": infer_vit_pytorch}

@@ -17,7 +17,7 @@ import msgspec
 from isovit.errors import InputError
 from isovit.spec.blocks import TransformerConfig
 from isovit.spec.config import Preprocess
-from isovit.spec.families.vit import AUGREG, VARIANTS, ViTConfig
+from isovit.spec.families.vit import AUGREG, ViTConfig
 from isovit.weight_convert.detect import (
     Ask,
     Clues,
@@ -272,7 +272,7 @@ def infer_timm(clues: Clues) -> Fields | None:
         "in_channels": in_channels,
         "embed_dim": dim,
         "depth": depth,
-        "num_heads": heads(dim, depth, PUBLISHED_HEADS, clues.given),
+        "num_heads": heads(clues, dim, depth),
         "mlp_dim": shapes.get("blocks.0.mlp.fc1.weight", (4 * dim,))[0],
         "qkv_bias": depth == 0 or "blocks.0.attn.qkv.bias" in shapes,
         "layer_scale_init": 1e-5 if "blocks.0.ls1.gamma" in shapes else None,
@@ -364,8 +364,7 @@ def infer_hf(clues: Clues) -> Fields | None:
         "in_channels": in_channels,
         "embed_dim": dim,
         "depth": depth,
-        "num_heads": about.get("num_attention_heads")
-        or heads(dim, depth, PUBLISHED_HEADS, clues.given),
+        "num_heads": about.get("num_attention_heads") or heads(clues, dim, depth),
         "mlp_dim": shapes.get("encoder.layer.0.intermediate.dense.weight", (4 * dim,))[0],
         "qkv_bias": depth == 0 or "encoder.layer.0.attention.attention.query.bias" in shapes,
         "activation": HF_ACTIVATIONS[activation],
@@ -565,10 +564,6 @@ def statistics(in_channels: int, preprocess: Preprocess) -> Fields:
         preprocess = msgspec.structs.replace(preprocess, mean=half, std=half)
     return {"preprocess": preprocess}
 
-
-PUBLISHED_HEADS = {
-    (config.embed_dim, config.depth): config.num_heads for config in VARIANTS.values()
-}
 
 # What vit-pytorch's Transformer has of its own.
 VIT_PYTORCH: Fields = {
