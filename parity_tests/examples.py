@@ -33,6 +33,10 @@ EXAMPLES: dict[str, Case] = {
     "vit_without_class_token": Case(
         ViTConfig(**VIT, class_token=False, attn_proj=False, final_norm="pooled", pool="mean")
     ),
+    "vit_distilled": Case(ViTConfig(**VIT, dist_token=True, dist_head=True)),
+    "vit_pre_logits": Case(
+        ViTConfig(**VIT, dist_token=True, pool="mean_patches", pre_logits_dim=11)
+    ),
     "t2t_performer": Case(T2TViTConfig(**T2T, token_mixer="performer")),
     "t2t_transformer": Case(
         T2TViTConfig(**T2T, token_mixer="transformer", pos_embed="learned", pool="mean_patches")

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from isovit.errors import InputError
 from isovit.spec.families.t2t_vit import SoftSplit
 from parity_tests.agreement import assert_agree, assert_traces_agree
 from parity_tests.examples import EXAMPLES, traced
@@ -49,3 +50,17 @@ def test_activation_from_far_left_to_far_right(backend: Subject, activation: str
     found = backend.module("layers").ACTIVATIONS[activation](backend.tensor(x))
     wanted = arrays.ACTIVATIONS[activation](x)
     assert_agree({"": backend.array(found)}, {"": wanted}, "activation")
+
+
+def test_two_heads_come_apart(backend: Subject) -> None:
+    case = EXAMPLES["vit_distilled"]
+    wanted = arrays.reference(case.config, case.weights, case.images)
+    found = backend.build(case).forward_heads(backend.tensor(case.images))
+    for path, logits in zip(("head", "head_dist"), found, strict=True):
+        assert_agree({path: backend.array(logits)}, {path: wanted[path]}, "output")
+
+
+def test_a_model_with_one_head_says_so(backend: Subject) -> None:
+    case = EXAMPLES["vit_timm"]
+    with pytest.raises(InputError, match="dist_head=False: the model has one head"):
+        backend.build(case).forward_heads(backend.tensor(case.images))
