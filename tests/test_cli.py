@@ -8,9 +8,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,34 +17,17 @@ import pytest
 
 import isovit
 import isovit.backends
-from isovit.cli import main, spread
+from isovit.cli import spread
 from isovit.parity import harness
 from isovit.spec.families import variants
 from isovit.spec.initialize import init, probe
 from isovit.weight_convert.checkpoint import Checkpoint
 from isovit.weight_convert.store import load, save
+from tests.outcome import Outcome
 from tests.small import SMALL, VIT
 
 CHELSEA = Path(__file__).parents[1] / "examples" / "chelsea.png"
 FILES = ("good.safetensors", "good.pth", "good.npz", "good.weights.h5")
-
-
-class Outcome(NamedTuple):
-    """Exit code, standard output and standard error."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    def call(*words: str | Path) -> Outcome:
-        with pytest.raises(SystemExit) as caught:
-            main([str(word) for word in words])
-        return Outcome(int(caught.value.code or 0), *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture(scope="module")

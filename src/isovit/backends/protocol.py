@@ -6,7 +6,7 @@ which holds bfloat16 exactly. Images are (batch, height, width, channels).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -28,6 +28,16 @@ class Gradients(NamedTuple):
 
     images: np.ndarray
     weights: dict[str, np.ndarray]
+
+
+class Optimizer(NamedTuple):
+    """Numbers of AdamW, which no framework's default decides."""
+
+    learning_rate: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.05
 
 
 class Backend(Protocol):
@@ -61,6 +71,30 @@ class Backend(Protocol):
 
     def gradients(self, model: Model, images: np.ndarray, cotangent: np.ndarray) -> Gradients:
         """Gradients of the loss Σ output · cotangent in evaluation mode."""
+        ...
+
+    WAYS: tuple[str, ...]
+    """Ways to run a model, the usual first: ``eager``, ``compile``, ``jit``, ``graph``, ``xla``."""
+
+    def put(self, model: Model, array: np.ndarray) -> Any:
+        """An array on the device of the model, in its dtype; integers stay integers."""
+        ...
+
+    def inference(self, model: Model, images: Any, way: str) -> Callable[[], object]:
+        """One forward pass, as a function that returns its output when the device is done.
+
+        Args:
+            model: in float32, say; it is put into evaluation mode.
+            images: as ``put`` gives them.
+            way: one of ``WAYS``.
+        """
+        ...
+
+    def training(self, model: Model, images: Any, labels: Any, way: str) -> Callable[[], object]:
+        """One step of AdamW on the mean cross-entropy, as a function that returns the loss.
+
+        The optimiser's numbers are those of ``Optimizer``; the model's weights change.
+        """
         ...
 
     def exact_arithmetic(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import msgspec
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 from flax import nnx
 
 from isovit.backends import model_class
 from isovit.backends.flax.layout import LAYOUT
-from isovit.backends.protocol import Gradients, Model, Weights
+from isovit.backends.protocol import Gradients, Model, Optimizer, Weights
 from isovit.errors import InputError, reason
 from isovit.spec.config import Config
 from isovit.spec.families import param_tree
@@ -110,6 +112,60 @@ def gradients(model: Model, images: np.ndarray, cotangent: np.ndarray) -> Gradie
     tree = param_tree(model.config).parameters()
     trainable = {path: param for path, param in tree.items() if param.trainable}
     return Gradients(_numpy(by_image), from_native(trainable, native, LAYOUT))
+
+
+WAYS = ("jit",)
+
+
+def put(model: Model, array: np.ndarray) -> jax.Array:
+    """See ``Backend.put``."""
+    if array.dtype.kind == "i":
+        return jax.device_put(array, next(iter(_variables(model).values()))[...].device)
+    return _like(model, array)
+
+
+def inference(model: Model, images: jax.Array, way: str) -> Callable[[], jax.Array]:
+    """See ``Backend.inference``."""
+    graphdef, state = nnx.split(_evaluating(model))
+    run = _forward.lower(graphdef, state, images).compile()
+    return lambda: jax.block_until_ready(run(state, images))
+
+
+def training(
+    model: Model, images: jax.Array, labels: jax.Array, way: str
+) -> Callable[[], jax.Array]:
+    """See ``Backend.training``."""
+    numbers = Optimizer()
+    optimizer = optax.adamw(
+        numbers.learning_rate,
+        b1=numbers.beta1,
+        b2=numbers.beta2,
+        eps=numbers.epsilon,
+        weight_decay=numbers.weight_decay,
+    )
+    model.train()
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    @partial(jax.jit, donate_argnums=(0, 1, 2))
+    def update(params: nnx.State, rest: nnx.State, state: optax.OptState) -> Any:
+        def loss(params: nnx.State) -> tuple[jax.Array, Any]:
+            trained = nnx.merge(graphdef, params, rest, copy=True)
+            logits = trained(images)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            _, _, moved = nnx.split(trained, nnx.Param, ...)  # the keys of dropout move on
+            return losses.mean(), moved
+
+        (value, new_rest), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), new_rest, state, value
+
+    kept = [params, rest, optimizer.init(params)]
+
+    def step() -> jax.Array:
+        *kept[:], value = update(*kept)
+        return jax.block_until_ready(value)
+
+    return step
 
 
 def exact_arithmetic() -> None:

@@ -16,7 +16,7 @@ from keras.src.backend.common import dtypes as keras_dtypes
 
 from isovit.backends import model_class, resolve
 from isovit.backends.keras.layout import LAYOUT
-from isovit.backends.protocol import Gradients, Model, Weights
+from isovit.backends.protocol import Gradients, Model, Optimizer, Weights
 from isovit.errors import InputError, reason
 from isovit.spec.config import Config
 from isovit.spec.families import param_tree
@@ -84,6 +84,70 @@ def gradients(model: Model, images: np.ndarray, cotangent: np.ndarray) -> Gradie
         for (path, param), gradient in zip(trainable.items(), by_variable, strict=True)
     }
     return Gradients(_numpy(by_image), from_native(trainable, native, LAYOUT))
+
+
+WAYS = {"tensorflow": ("graph", "xla"), "jax": ("jit",), "torch": ("eager",)}[ENGINE]
+
+
+def put(model: Model, array: np.ndarray) -> Any:
+    """See ``Backend.put``."""
+    with _on(_DEVICES.get(model)):
+        if array.dtype.kind == "i":
+            return keras.ops.convert_to_tensor(array)
+        return _like(model, array)
+
+
+def inference(model: Model, images: Any, way: str) -> Callable[[], Any]:
+    """See ``Backend.inference``."""
+    if ENGINE == "jax":
+        import jax
+
+        trained = [variable.value for variable in model.trainable_variables]
+        fixed = [variable.value for variable in model.non_trainable_variables]
+
+        @jax.jit
+        def run(trained: Any, fixed: Any, x: Any) -> Any:
+            return model.stateless_call(trained, fixed, x, training=False)[0]
+
+        compiled = run.lower(trained, fixed, images).compile()
+        return lambda: jax.block_until_ready(compiled(trained, fixed, images))
+    if ENGINE == "tensorflow":
+        import tensorflow as tf
+
+        call = tf.function(lambda x: model(x, training=False), jit_compile=way == "xla")
+        return lambda: call(images).numpy()
+    import torch
+
+    def step() -> Any:
+        with torch.inference_mode(), _on(_DEVICES.get(model)):
+            output = model(images, training=False)
+        synchronize(model)
+        return output
+
+    return step
+
+
+def training(model: Model, images: Any, labels: Any, way: str) -> Callable[[], Any]:
+    """See ``Backend.training``."""
+    numbers = Optimizer()
+    optimizer = keras.optimizers.AdamW(
+        numbers.learning_rate,
+        beta_1=numbers.beta1,
+        beta_2=numbers.beta2,
+        epsilon=numbers.epsilon,
+        weight_decay=numbers.weight_decay,
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    with _on(_DEVICES.get(model)):
+        model.compile(optimizer, loss, jit_compile=way in ("xla", "jit"))
+
+    def step() -> Any:
+        with _on(_DEVICES.get(model)):
+            value = model.train_on_batch(images, labels)
+        synchronize(model)
+        return value
+
+    return step
 
 
 def exact_arithmetic() -> None:

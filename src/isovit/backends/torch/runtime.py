@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isovit.backends import model_class, resolve
-from isovit.backends.protocol import Gradients, Model, Weights
+from isovit.backends.protocol import Gradients, Model, Optimizer, Weights
 from isovit.backends.torch.layout import LAYOUT
 from isovit.errors import InputError
 from isovit.spec.config import Config
@@ -78,6 +79,52 @@ def gradients(model: Model, images: np.ndarray, cotangent: np.ndarray) -> Gradie
     tree = param_tree(model.config).parameters()
     trainable = {path: param for path, param in tree.items() if param.trainable}
     return Gradients(_numpy(image_gradient), from_native(trainable, native, LAYOUT))
+
+
+WAYS = ("eager", "compile")
+
+
+def put(model: Model, array: np.ndarray) -> Tensor:
+    """See ``Backend.put``."""
+    if array.dtype.kind == "i":
+        return torch.tensor(array, device=next(model.parameters()).device)
+    return _like(model, array)
+
+
+def inference(model: Model, images: Tensor, way: str) -> Callable[[], Tensor]:
+    """See ``Backend.inference``."""
+    run = torch.compile(model.eval()) if way == "compile" else model.eval()
+
+    def step() -> Tensor:
+        with torch.inference_mode():
+            output = run(images)
+        synchronize(model)
+        return output
+
+    return step
+
+
+def training(model: Model, images: Tensor, labels: Tensor, way: str) -> Callable[[], Tensor]:
+    """See ``Backend.training``."""
+    run = torch.compile(model.train()) if way == "compile" else model.train()
+    numbers = Optimizer()
+    optimizer = torch.optim.AdamW(
+        (parameter for parameter in model.parameters() if parameter.requires_grad),
+        lr=numbers.learning_rate,
+        betas=(numbers.beta1, numbers.beta2),
+        eps=numbers.epsilon,
+        weight_decay=numbers.weight_decay,
+    )
+
+    def step() -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(run(images), labels)
+        loss.backward()
+        optimizer.step()
+        synchronize(model)
+        return loss.detach()
+
+    return step
 
 
 def exact_arithmetic() -> None:

@@ -1,0 +1,55 @@
+"""What is timed is the model: a step of inference is its forward pass, one of training learns."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from isovit.parity.budgets import LIMITS
+from isovit.parity.compare import error
+from parity_tests.examples import EXAMPLES
+from parity_tests.subject import Subject
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
+]
+
+
+def ways(backend: Subject) -> list[str]:
+    """The ways that can be tried here: torch.compile needs a C++ compiler."""
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    return [way for way in backend.runtime.WAYS if way != "compile" or compiler]
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    shifted = logits - logits.max(-1, keepdims=True)
+    picked = shifted[np.arange(len(labels)), labels]
+    return float((np.log(np.exp(shifted).sum(-1)) - picked).mean())
+
+
+@pytest.mark.parametrize("name", ["vit_timm", "t2t_performer"])
+def test_every_way_computes_the_forward_pass(name: str, backend: Subject) -> None:
+    case, runtime = EXAMPLES[name], backend.runtime
+    for way in ways(backend):
+        model = runtime.build(case.config, case.weights, dtype="float32", device="cpu")
+        step = runtime.inference(model, runtime.put(model, case.images), way)
+        wanted = runtime.forward(model, case.images)
+        assert error(wanted, backend.array(step())) < LIMITS["float32"]["output"], way
+        assert np.array_equal(backend.array(step()), backend.array(step())), way
+
+
+@pytest.mark.parametrize("name", ["vit_timm", "t2t_performer"])
+def test_every_way_trains(name: str, backend: Subject) -> None:
+    case, runtime = EXAMPLES[name], backend.runtime
+    labels = np.arange(len(case.images)) % case.config.num_classes
+    for way in ways(backend):
+        model = runtime.build(case.config, case.weights, dtype="float32", device="cpu")
+        first = cross_entropy(runtime.forward(model, case.images), labels)
+        images, targets = runtime.put(model, case.images), runtime.put(model, labels)
+        step = runtime.training(model, images, targets, way)
+        losses = [float(backend.array(step())) for _ in range(5)]
+        assert losses[0] == pytest.approx(first, rel=1e-4), way
+        assert losses[4] < losses[0], way

@@ -1,0 +1,186 @@
+"""Measuring many cases, each in a process of its own, and keeping what is found at once."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from itertools import product as combinations
+from pathlib import Path
+
+import msgspec
+
+from isovit.backends import full_name, require_installed
+from isovit.benchmarks.device import facts, versions
+from isovit.benchmarks.records import Case, Mode, Product, Record, Run, load_run, same_device
+from isovit.errors import InputError
+
+WAYS = {
+    "torch": ("eager", "compile"),
+    "flax": ("jit",),
+    "keras:tensorflow": ("graph", "xla"),
+    "keras:jax": ("jit",),
+    "keras:torch": ("eager",),
+    "onnx": ("onnxruntime",),
+}
+"""Ways of every backend, as its ``WAYS`` has them; here so that no framework need be imported."""
+
+LIBRARIES = {
+    "torch": "torch",
+    "torch onednn": "torch",
+    "jax": "jax",
+    "tensorflow": "tensorflow",
+}
+"""Whose matrix products are timed, and the module that each needs."""
+
+LIMIT_S = 20.0
+
+
+def plan(
+    models: Sequence[str],
+    *,
+    backends: Sequence[str] | None = None,
+    ways: Sequence[str] | None = None,
+    modes: Sequence[Mode] = ("infer",),
+    dtypes: Sequence[str] = ("float32",),
+    batches: Sequence[int] = (1,),
+    device: str = "cpu",
+    changes: dict[str, object] | None = None,
+) -> list[Case]:
+    """All combinations as cases.
+
+    Args:
+        models: variants, config files or checkpoints.
+        backends: with their engines; None for all that are installed.
+        ways: to run; None for all of each backend.
+        modes: ``infer``, ``train``.
+        dtypes: of parameters and computation.
+        batches: numbers of images.
+        device: where.
+        changes: of every model's config.
+
+    Raises:
+        InputError: for an unknown backend or way, or one that is not installed.
+    """
+    names = [full_name(name) for name in backends] if backends else installed()
+    for name in names:
+        require_installed(name)
+    chosen = {name: [way for way in WAYS[name] if ways is None or way in ways] for name in names}
+    if ways and not any(chosen.values()):
+        known = sorted({way for name in names for way in WAYS[name]})
+        raise InputError(f"no way named {', '.join(ways)}; wanted one of {', '.join(known)}")
+    return [
+        Case(
+            model=model,
+            changes=changes or {},
+            backend=name,
+            way=way,
+            mode=mode,
+            dtype=dtype,
+            batch=batch,
+            device=device,
+        )
+        for model, mode, dtype, batch, name in combinations(models, modes, dtypes, batches, names)
+        for way in chosen[name]
+        if name != "onnx" or (mode == "infer" and dtype == "float32")
+    ]
+
+
+def installed() -> list[str]:
+    """Every backend that can run here."""
+    found: list[str] = []
+    for name in WAYS:
+        try:
+            require_installed(name)
+        except InputError:
+            continue
+        found.append(name)
+    return found
+
+
+def start(path: Path | None) -> Run:
+    """The run that a file holds, to be continued, or a new one.
+
+    Raises:
+        InputError: if the file is of another machine.
+    """
+    here = facts()
+    if path is not None and path.exists():
+        run = load_run(path)
+        if not same_device(run.device, here):
+            raise InputError(
+                f"{path}: was measured on {run.device.get('processor')}, this is "
+                f"{here['processor']}; give another --out"
+            )
+        return run
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Run(command=shlex.join(["isovit", *sys.argv[1:]]), started=now, device=here)
+
+
+def measure_all(
+    run: Run,
+    cases: Iterable[Case],
+    *,
+    limit_s: float = LIMIT_S,
+    keep: Callable[[Run], None] = lambda run: None,
+    progress: Callable[[str], object] = lambda step: None,
+) -> None:
+    """Measure products and cases that a run lacks, or has of other versions.
+
+    Args:
+        run: gets the results.
+        cases: to measure.
+        limit_s: seconds to spend on each.
+        keep: called after each, to save what there is.
+        progress: gets a word on each that is done.
+    """
+    cases = list(cases)
+    device = cases[0].device if cases else "cpu"
+    have = {product.library for product in run.products}
+    for library, module in LIBRARIES.items():
+        usable = find_spec(module) is not None and (device == "cpu" or "onednn" not in library)
+        if library not in have and usable:
+            if rate := _product(library, device):
+                run.products.append(rate)
+                keep(run)
+            progress(f"product in {library}")
+    for case in cases:
+        old = run.find(case)
+        if old is None or old.versions != versions():
+            run.put(_record(case, limit_s))
+            keep(run)
+        progress(f"{case.model} {case.backend} {case.way}, batch {case.batch}")
+
+
+def _product(library: str, device: str) -> Product | None:
+    text, _ = _work({"library": library, "device": device, "limit_s": 3.0}, device)
+    return msgspec.json.decode(text, type=Product) if text else None
+
+
+def _record(case: Case, limit_s: float) -> Record:
+    text, error = _work({"case": case, "limit_s": limit_s}, case.device)
+    if text:
+        return msgspec.json.decode(text, type=Record)
+    return Record(case=case, error=error, versions=versions())
+
+
+def _work(job: dict[str, object], device: str) -> tuple[bytes | None, str]:
+    """The worker's answer, or the last line of what it said when it died."""
+    with tempfile.TemporaryDirectory(prefix="isovit-") as text:
+        source, target = Path(text) / "job.json", Path(text) / "result.json"
+        source.write_bytes(msgspec.json.encode(job))
+        command = [sys.executable, "-m", "isovit.benchmarks.worker", str(source), str(target)]
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+        environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        if device == "cpu":
+            environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if target.exists():
+            return target.read_bytes(), ""
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        return None, lines[-1]

@@ -1,0 +1,180 @@
+"""What is measured, and what comes of it: JSON that says how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from isovit.errors import InputError, reason
+from isovit.weight_convert.files import replacing
+
+Mode = Literal["infer", "train"]
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing to measure, in a process of its own.
+
+    Attributes:
+        model: a variant, a config file or a checkpoint.
+        changes: of its config, by field.
+        backend: with its engine, ``keras:jax``.
+        way: one of the backend's ``WAYS``.
+        mode: ``infer``, a forward pass; ``train``, a step of AdamW.
+        dtype: of parameters and computation.
+        batch: images at a time.
+        device: ``cpu``, ``cuda``, ``tpu``.
+    """
+
+    model: str
+    changes: dict[str, Any] = {}
+    backend: str
+    way: str
+    mode: Mode = "infer"
+    dtype: str = "float32"
+    batch: int = 1
+    device: str = "cpu"
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """Repeated measurements of one step.
+
+    Attributes:
+        median_ms: of all repeats.
+        low_ms: lower end of the 95% confidence interval of the median.
+        high_ms: upper end.
+        repeats: how many.
+    """
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    repeats: int
+
+    @property
+    def spread(self) -> float:
+        """Half the interval, as a fraction of the median."""
+        return (self.high_ms - self.low_ms) / 2 / self.median_ms
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker found for a case.
+
+    Attributes:
+        step: of the mode.
+        build_s: from weights in memory to a model on the device.
+        first_call_s: of tracing, compiling and the first step together.
+        transfer_ms: of one batch of images to the device.
+        host_bytes: largest resident memory of the process beyond that of its imports.
+        device_bytes: largest allocation on the device; None where nobody counts.
+        operations: floating-point operations of a step's forward pass, two per multiply-add.
+        weight_bytes: of the model's weights.
+    """
+
+    step: Timing
+    build_s: float
+    first_call_s: float
+    transfer_ms: float
+    host_bytes: int
+    device_bytes: int | None
+    operations: int
+    weight_bytes: int
+
+    def images_per_s(self, batch: int) -> float:
+        """Images that pass in a second."""
+        return 1e3 * batch / self.step.median_ms
+
+    @property
+    def gflops(self) -> float:
+        """10⁹ operations of the forward pass per second; for ``infer`` that is the whole step."""
+        return self.operations / self.step.median_ms / 1e6
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """A case with its result, or with the line that says why there is none.
+
+    Attributes:
+        case: what was measured.
+        result: None if it failed.
+        error: why.
+        versions: of the packages that took part.
+        precision: of float32 products on this device.
+    """
+
+    case: Case
+    result: Result | None = None
+    error: str | None = None
+    versions: dict[str, str] = {}
+    precision: str = "highest: no TF32, no bfloat16"
+
+
+class Product(msgspec.Struct, frozen=True, kw_only=True):
+    """Rate of a 2048³ product of float32 matrices in one library, in 10⁹ operations a second."""
+
+    library: str
+    gflops: float
+
+
+class Run(msgspec.Struct, kw_only=True):
+    """All that was measured on one device.
+
+    Attributes:
+        command: that made it.
+        started: date and time, ISO 8601.
+        device: facts of the machine.
+        products: of every library that is installed.
+        records: one for each case.
+    """
+
+    command: str
+    started: str
+    device: dict[str, Any]
+    products: list[Product] = []
+    records: list[Record] = []
+
+    @property
+    def best_gflops(self) -> float:
+        """The best product rate of any library; 0 if none was measured."""
+        return max((product.gflops for product in self.products), default=0.0)
+
+    def utilisation(self, record: Record) -> float | None:
+        """Operations of the forward pass over the best product rate; None where unknown."""
+        if record.result is None or record.case.mode != "infer" or not self.best_gflops:
+            return None
+        return record.result.gflops / self.best_gflops
+
+    def find(self, case: Case) -> Record | None:
+        """The record of a case, if it has been measured."""
+        return next((record for record in self.records if record.case == case), None)
+
+    def put(self, record: Record) -> None:
+        """Add a record in the place of an older one of its case."""
+        self.records = [r for r in self.records if r.case != record.case] + [record]
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, all or nothing."""
+        text = msgspec.json.format(msgspec.json.encode(self), indent=1)
+        with replacing(path) as temporary:
+            temporary.write_bytes(text + b"\n")
+
+
+def load_run(path: Path) -> Run:
+    """Read what ``Run.save`` wrote.
+
+    Raises:
+        InputError: if it is no such file.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Run)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except msgspec.DecodeError as error:
+        raise InputError(f"{path}: wanted results of isovit bench: {reason(error)}") from None
+
+
+def same_device(a: dict[str, Any], b: dict[str, Any], keys: Sequence[str] = ()) -> bool:
+    """Whether two runs are of one kind of machine, so that their figures may be compared."""
+    keys = keys or ("processor", "cores", "accelerators")
+    return all(a.get(key) == b.get(key) for key in keys)

@@ -1,0 +1,183 @@
+"""One measurement in a process of its own; ``python -m isovit.benchmarks.worker``.
+
+Thread pools, engines, memory and compilers are the process's, so no case sees another's.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from isovit.backends import get_backend
+from isovit.benchmarks.device import versions
+from isovit.benchmarks.measure import measure
+from isovit.benchmarks.records import Case, Product, Record, Result
+from isovit.errors import InputError
+from isovit.spec.families import param_tree
+from isovit.weight_convert.store import checkpoint_of
+
+PRODUCT_SIZE = 2048
+
+
+def run(case: Case, limit_s: float) -> Result:
+    """Build the model of a case and time its step.
+
+    Raises:
+        InputError: if the backend has no such way, or the case cannot be.
+    """
+    backend = get_backend(case.backend)
+    if case.way not in backend.WAYS:
+        raise InputError(f"{case.backend} runs by {', '.join(backend.WAYS)}, not by {case.way}")
+    backend.exact_arithmetic()
+    checkpoint = checkpoint_of(case.model, case.changes)
+    config = checkpoint.config
+    rng = np.random.default_rng(0)
+    pixels = rng.standard_normal((case.batch, *config.image_size, config.in_channels), np.float32)
+    before = peak_memory()
+    built, build_s = timed(
+        lambda: backend.build(config, checkpoint.weights, dtype=case.dtype, device=case.device)
+    )
+    backend.put(built, pixels)
+    images, transfer_s = timed(lambda: backend.put(built, pixels))
+    if case.mode == "train":
+        labels = backend.put(built, rng.integers(0, max(1, config.num_classes), case.batch))
+        make = lambda: backend.training(built, images, labels, case.way)  # noqa: E731
+    else:
+        make = lambda: backend.inference(built, images, case.way)  # noqa: E731
+    step, make_s = timed(make)
+    _, first_s = timed(step)
+    timing = measure(step, limit_s)
+    return Result(
+        step=timing,
+        build_s=build_s,
+        first_call_s=make_s + first_s,
+        transfer_ms=1e3 * transfer_s,
+        host_bytes=peak_memory() - before,
+        device_bytes=device_memory(case),
+        operations=2 * case.batch * param_tree(config).multiply_adds(),
+        weight_bytes=sum(array.nbytes for array in checkpoint.weights.values()),
+    )
+
+
+def timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    """What a function returns, and the seconds it took."""
+    start = time.perf_counter()
+    value = function()
+    return value, time.perf_counter() - start
+
+
+def peak_memory() -> int:
+    """The largest resident memory that this process has had, in bytes."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def device_memory(case: Case) -> int | None:
+    """The largest allocation on an accelerator; None on a CPU, or where nobody counts."""
+    if case.device == "cpu":
+        return None
+    if case.backend in ("torch", "keras:torch"):
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    if case.backend in ("flax", "keras:jax"):
+        import jax
+
+        return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return None
+
+
+def product(library: str, device: str, limit_s: float = 3.0) -> Product:
+    """Rate of a square float32 product in a library, at full precision.
+
+    Args:
+        library: ``torch``, ``torch onednn``, ``jax`` or ``tensorflow``.
+        device: where.
+        limit_s: seconds to spend.
+    """
+    a = np.random.default_rng(0).standard_normal((PRODUCT_SIZE, PRODUCT_SIZE), np.float32)
+    step = PRODUCTS[library](a, device)
+    best_ms = measure(step, limit_s).low_ms
+    return Product(library=library, gflops=2 * PRODUCT_SIZE**3 / best_ms / 1e6)
+
+
+def _torch_product(a: np.ndarray, device: str) -> Callable[[], object]:
+    import torch
+
+    get_backend("torch").exact_arithmetic()
+    x = torch.tensor(a, device=device)
+
+    def step() -> None:
+        torch.mm(x, x)
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def _onednn_product(a: np.ndarray, device: str) -> Callable[[], object]:
+    import torch
+
+    x = torch.tensor(a)
+    return lambda: torch.ops.mkldnn._linear_pointwise(x, x, None, "none", [], "")
+
+
+def _jax_product(a: np.ndarray, device: str) -> Callable[[], object]:
+    import jax
+
+    get_backend("flax").exact_arithmetic()
+    x = jax.device_put(a)
+    multiply = jax.jit(lambda x: x @ x)
+    return lambda: jax.block_until_ready(multiply(x))
+
+
+def _tensorflow_product(a: np.ndarray, device: str) -> Callable[[], object]:
+    import tensorflow as tf
+
+    x = tf.constant(a)
+    multiply = tf.function(lambda x: x @ x)
+    return lambda: multiply(x).numpy()
+
+
+PRODUCTS: dict[str, Callable[[np.ndarray, str], Callable[[], object]]] = {
+    "torch": _torch_product,
+    "torch onednn": _onednn_product,
+    "jax": _jax_product,
+    "tensorflow": _tensorflow_product,
+}
+
+
+class Job(msgspec.Struct):
+    """What the driver hands over: a case, or the library of a product."""
+
+    limit_s: float
+    case: Case | None = None
+    library: str | None = None
+    device: str = "cpu"
+
+
+def main() -> None:
+    """Run the job of the command line; the record goes to the file that it names."""
+    source, target = map(Path, sys.argv[1:])
+    job = msgspec.json.decode(source.read_bytes(), type=Job)
+    if job.case is None:
+        found: object = product(str(job.library), job.device, job.limit_s)
+    else:
+        try:
+            result = run(job.case, job.limit_s)
+            found = Record(case=job.case, result=result, versions=versions())
+        except InputError as error:
+            found = Record(case=job.case, error=str(error), versions=versions())
+    target.write_bytes(msgspec.json.encode(found))
+
+
+if __name__ == "__main__":
+    main()
