@@ -45,10 +45,15 @@ def run(session: nox.Session, program: str, *arguments: str, **settings: str) ->
     session.run(str(path), *arguments, env={"JAX_PLATFORMS": "cpu", **settings}, external=True)
 
 
-def parity_tests(session: nox.Session, backend: str, *arguments: str, profile: str = "ci") -> None:
+COMPILED = {"flax": "dev", "keras:jax": "dev"}
+"""Fewer examples for those that compile each of them; ``nightly`` is for every backend."""
+
+
+def parity_tests(session: nox.Session, backend: str, *arguments: str, profile: str = "") -> None:
     """Run the parity suite for one backend, in a process of its own."""
     options = ["--backend", backend, "--require", *arguments, *session.posargs]
-    chosen = os.environ.get("HYPOTHESIS_PROFILE", profile)
+    usual = profile or COMPILED.get(backend, "ci")
+    chosen = os.environ.get("HYPOTHESIS_PROFILE", usual)
     run(session, "pytest", "parity_tests", *options, HYPOTHESIS_PROFILE=chosen)
 
 

@@ -1,15 +1,25 @@
 """Do foreign checkpoints mean here what they mean where they come from?
 
-A small random model of the original code is read through its rename table; every backend's float64
-logits must be the original's. Then the weights are written back: the original must load them with
-``strict=True`` and give the very same logits. Hypothesis draws the original's own arguments, and
-each ``*_pairs`` strategy states, next to them, the config that they mean.
+A small random model of the original code is saved as its own users save it. ``isovit.load`` must
+find format and config, told only what no file tells, and every backend's float64 logits must be
+the original's. Then isovit saves: the original must load that strictly and give the very same
+logits. The originals and what they mean are drawn in ``oracles.pairs``.
+
+With ISOVIT_FORMAT_ERRORS in the environment, every comparison adds a line of JSON to the file that
+it names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+import os
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,58 +27,76 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from isovit.backends.torch.layout import LAYOUT
+import isovit
+from isovit.backends import get_backend
+from isovit.parity.compare import error
 from isovit.parity.job import draw_inputs
-from isovit.spec.blocks import TransformerConfig
 from isovit.spec.config import Preprocess
-from isovit.spec.families import param_tree
-from isovit.spec.families.t2t_vit import SoftSplit, T2TViTConfig
 from isovit.spec.families.vit import ViTConfig
-from isovit.weight_convert.formats import rename_table
+from isovit.spec.initialize import probe
+from isovit.weight_convert.formats import FORMATS
 from parity_tests.agreement import assert_outputs_agree
-from parity_tests.oracles import yitu
+from parity_tests.oracles import fitting, google, pairs, yitu
 from parity_tests.oracles.importing import import_oracle
-from parity_tests.strategies import MAX_WIDTH, MIN_WIDTH
+from parity_tests.oracles.pairs import Pair
 from parity_tests.subject import Subject
 
 pytestmark = pytest.mark.oracles
 
 # The search over configs is that of ``test_forward``; here it is over the rows of the tables.
-FEWER = settings(max_examples=max(5, settings.default.max_examples // 2))
+EXAMPLES = settings.default.max_examples
+FEWER = settings(max_examples=max(5, EXAMPLES // 2))
+FEW = settings(max_examples=max(2, EXAMPLES // 5))  # for each of many parameters
+
+State = dict[str, torch.Tensor]
+Arrays = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A model of an original library and the config that it should be.
-
-    Attributes:
-        arguments: of the original's constructor.
-        config: of isovit.
-    """
-
-    arguments: dict[str, Any]
-    config: TransformerConfig
+def identified(path: Path, format: str, pair: Pair) -> isovit.Checkpoint:
+    """A foreign file as isovit takes it, told only what nothing in the file tells."""
+    found = isovit.load(path, **pair.given)
+    assert found.source.format == format
+    free = {name: getattr(pair.config, name) for name in ("preprocess", "init_scheme")}
+    assert found.config.replace(**free) == pair.config
+    return found
 
 
-def check(backend: Subject, format: str, make: Callable[..., nn.Module], pair: Pair) -> None:
-    """Compare an original with a backend, and the original with itself after a round trip."""
-    torch.manual_seed(0)  # of what ``randomised`` leaves: the performer's features
-    config, original = pair.config, randomised(make(**pair.arguments))
-    images = draw_inputs(config, batch=2, seed=0)[0]
-    wanted = logits(original, images)
+def agreeing(
+    backend: Subject, found: isovit.Checkpoint, images: np.ndarray, wanted: np.ndarray
+) -> isovit.Checkpoint:
+    """Compare a backend with an original; gives what the backend's model holds."""
+    model = backend.runtime.build(found.config, found.weights, dtype="float64", device="cpu")
+    output = backend.runtime.forward(model, images)
+    assert_outputs_agree(output, wanted)
+    record(
+        format=found.source.format,
+        family=found.config.family,
+        backend=backend.name,
+        error=error(output, wanted),
+    )
+    return isovit.Checkpoint(found.config, backend.runtime.read(model))
 
-    state = {name: tensor.numpy() for name, tensor in original.state_dict().items()}
-    table, params = rename_table(format, config), param_tree(config).parameters()
-    weights = table.read(params, state, LAYOUT)
-    model = backend.runtime.build(config, weights, dtype="float64", device="cpu")
-    assert_outputs_agree(backend.runtime.forward(model, images), wanted)
 
-    written = table.write(params, backend.runtime.read(model), LAYOUT)
-    again = make(**pair.arguments).eval()
-    again.load_state_dict({n: torch.tensor(a) for n, a in written.items()}, strict=True)
-    np.testing.assert_array_equal(logits(again, images), wanted)
+def record(**row: Any) -> None:
+    """Keep an error that was measured."""
+    if path := os.environ.get("ISOVIT_FORMAT_ERRORS"):
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """A folder for one example: hypothesis calls a test many times within one ``tmp_path``."""
+    with TemporaryDirectory() as path:
+        yield Path(path)
+
+
+def images_of(pair: Pair) -> np.ndarray:
+    """Two images of the size that a config wants."""
+    return draw_inputs(pair.config, batch=2, seed=0)[0]
 
 
 def randomised(model: nn.Module) -> nn.Module:
@@ -86,163 +114,84 @@ def randomised(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def logits(model: nn.Module, images: np.ndarray) -> np.ndarray:
-    """The original's float64 answer to (batch, height, width, channels) images."""
-    with torch.inference_mode():
-        return model.double()(torch.tensor(images).double().permute(0, 3, 1, 2)).numpy()
+def logits(
+    model: nn.Module, images: np.ndarray, tokens: bool = False, **options: Any
+) -> np.ndarray:
+    """The original's float64 answer to (batch, height, width, channels) images.
 
-
-def statistics(in_channels: int) -> Preprocess:
-    """Any statistics for so many channels."""
-    return Preprocess(mean=(0.5,) * in_channels, std=(0.5,) * in_channels)
-
-
-depths, head_counts, channel_counts = st.integers(0, 2), st.integers(1, 3), st.integers(1, 4)
-widths = st.integers(MIN_WIDTH, MAX_WIDTH)
-patches = st.tuples(st.integers(3, 5), st.integers(2, 5))
-grids = st.tuples(st.integers(1, 3), st.integers(1, 3))
-
-
-@st.composite
-def vit_pytorch_vits(draw: st.DrawFn) -> Pair:
-    """vit-pytorch's ViT; without a projection where one head is as wide as the tokens."""
-    (height, width), (rows, columns) = draw(patches), draw(grids)
-    depth, heads, channels = draw(depths), draw(head_counts), draw(channel_counts)
-    dim, mlp_dim = draw(widths), draw(widths)
-    dim_head = draw(st.sampled_from([dim, 5, 8]))
-    pool, num_classes = draw(st.sampled_from(["cls", "mean"])), draw(st.integers(0, 5))
-    arguments = dict(
-        image_size=(rows * height, columns * width), patch_size=(height, width), channels=channels,
-        num_classes=num_classes, dim=dim, depth=depth, heads=heads, dim_head=dim_head,
-        mlp_dim=mlp_dim, pool=pool,
-    )  # fmt: skip
-    config = ViTConfig(
-        image_size=(rows * height, columns * width), patch_size=(height, width),
-        in_channels=channels, preprocess=statistics(channels), num_classes=num_classes,
-        patch_embed="norm_linear_norm", pos_embed_tokens="all", embed_dim=dim, depth=depth,
-        num_heads=heads, head_dim=dim_head, qkv_bias=False,
-        attn_proj=not (heads == 1 and dim_head == dim), mlp_dim=mlp_dim, norm_eps=1e-5,
-        class_token=pool == "cls", final_norm="tokens", pool=pool if num_classes else "none",
-    )  # fmt: skip
-    return Pair(arguments, config)
-
-
-@st.composite
-def t2t_layers(draw: st.DrawFn, size: int) -> list[tuple[int, int]]:
-    """One to three (kernel, stride), of which the odd stride has no padding and must fit.
-
-    Small kernels only: without a reduction the width grows with the square of each.
+    Args:
+        model: that is put into float64.
+        images: as isovit takes them.
+        tokens: whether a model of transformers without a head is to give all tokens, and not the
+            class token alone.
+        options: of the model's call.
     """
-    layers: list[tuple[int, int]] = []
-    for i in range(draw(st.integers(1, 3))):
-        fitting = [(3, 2), *[(3, 1)] * (size >= 3), *[(5, 4)] * (i == 0)]
-        kernel, stride = draw(st.sampled_from(fitting))
-        layers.append((kernel, stride))
-        size = SoftSplit(kernel, stride, stride // 2).output(size)
-    return layers
+    with torch.inference_mode():
+        output = model.double()(torch.tensor(images).double().permute(0, 3, 1, 2), **options)
+    if isinstance(output, dict):
+        hidden = output.get("last_hidden_state")
+        output = output["logits"] if hidden is None else hidden if tokens else hidden[:, 0]
+    return output.numpy()
 
 
-@st.composite
-def vit_pytorch_t2t_vits(draw: st.DrawFn) -> Pair:
-    """vit-pytorch's T2TViT: square images, a class token even where the mean is taken."""
-    image_size, channels = draw(st.integers(3, 14)), draw(st.integers(1, 2))
-    layers = draw(t2t_layers(image_size))
-    depth, heads = draw(depths), draw(head_counts)
-    dim, mlp_dim = draw(widths), draw(widths)
-    dim_head = draw(st.sampled_from([dim, 5, 8]))
-    pool, num_classes = draw(st.sampled_from(["cls", "mean"])), draw(st.integers(1, 5))
-    arguments = dict(
-        image_size=image_size, num_classes=num_classes, dim=dim, depth=depth, heads=heads,
-        mlp_dim=mlp_dim, pool=pool, channels=channels, dim_head=dim_head, t2t_layers=tuple(layers),
-    )  # fmt: skip
-    config = T2TViTConfig(
-        image_size=(image_size, image_size), in_channels=channels, preprocess=statistics(channels),
-        num_classes=num_classes, t2t_layers=tuple(SoftSplit(k, s, s // 2) for k, s in layers),
-        token_mixer="full", pos_embed="learned", embed_dim=dim, depth=depth, num_heads=heads,
-        head_dim=dim_head, qkv_bias=False, attn_proj=not (heads == 1 and dim_head == dim),
-        mlp_dim=mlp_dim, norm_eps=1e-5, class_token=True, final_norm="tokens", pool=pool,
-    )  # fmt: skip
-    return Pair(arguments, config)
+# State dicts
 
 
-@st.composite
-def timm_vits(draw: st.DrawFn) -> Pair:
-    """timm's VisionTransformer; where it averages, the norm comes after, unless told otherwise."""
-    (height, width), (rows, columns) = draw(patches), draw(grids)
-    depth, heads, channels = draw(depths), draw(head_counts), draw(channel_counts)
-    dim = heads * draw(st.integers(-(-MIN_WIDTH // heads), MAX_WIDTH // heads))
-    mlp_ratio, num_classes = draw(st.integers(1, 3)), draw(st.integers(0, 5))
-    global_pool = draw(st.sampled_from(["token", "avg"]))
-    class_token = global_pool == "token" or draw(st.booleans())
-    no_embed_class, qkv_bias = draw(st.booleans()), draw(st.booleans())
-    init_values, fc_norm = draw(st.sampled_from([None, 0.1])), draw(st.sampled_from([None, False]))
-    arguments = dict(
-        img_size=(rows * height, columns * width), patch_size=(height, width), in_chans=channels,
-        num_classes=num_classes, global_pool=global_pool, embed_dim=dim, depth=depth,
-        num_heads=heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, init_values=init_values,
-        class_token=class_token, no_embed_class=no_embed_class, fc_norm=fc_norm,
-    )  # fmt: skip
-    config = ViTConfig(
-        image_size=(rows * height, columns * width), patch_size=(height, width),
-        in_channels=channels, preprocess=statistics(channels), num_classes=num_classes,
-        patch_embed="conv", pos_embed_tokens="patches" if no_embed_class else "all", embed_dim=dim,
-        depth=depth, num_heads=heads, qkv_bias=qkv_bias, mlp_dim=dim * mlp_ratio, norm_eps=1e-6,
-        layer_scale_init=init_values, class_token=class_token,
-        final_norm="pooled" if global_pool == "avg" and fc_norm is None else "tokens",
-        pool="cls" if global_pool == "token" else "mean_patches",
-    )  # fmt: skip
-    return Pair(arguments, config)
-
-
-@st.composite
-def yitu_vits(draw: st.DrawFn) -> Pair:
-    """The official T2T-ViT: square images that 16 divides, one token among them."""
-    img_size, channels = draw(st.sampled_from([16, 32])), draw(channel_counts)
-    tokens_type = draw(st.sampled_from(["performer", "transformer"]))
-    depth, heads = draw(depths), draw(head_counts)
-    dim = heads * draw(st.integers(-(-MIN_WIDTH // heads), MAX_WIDTH // heads))
-    token_dim, mlp_ratio = draw(widths), draw(st.integers(1, 3))
-    num_classes, qk_scale = draw(st.integers(0, 5)), draw(st.sampled_from([None, 0.3]))
-    arguments = dict(
-        img_size=img_size, tokens_type=tokens_type, in_chans=channels, num_classes=num_classes,
-        embed_dim=dim, depth=depth, num_heads=heads, mlp_ratio=mlp_ratio, token_dim=token_dim,
-        qk_scale=qk_scale,
-    )  # fmt: skip
-    config = T2TViTConfig(
-        image_size=(img_size, img_size), in_channels=channels, preprocess=statistics(channels),
-        num_classes=num_classes, token_mixer=tokens_type, token_dim=token_dim,
-        token_mlp_dim=token_dim, performer_features=token_dim // 2, performer_upcast=True,
-        embed_dim=dim, depth=depth, num_heads=heads, qkv_bias=False, attn_scale=qk_scale,
-        mlp_dim=dim * mlp_ratio, norm_eps=1e-5,
-    )  # fmt: skip
-    return Pair(arguments, config)
+def check(backend: Subject, format: str, make: Callable[..., nn.Module], pair: Pair) -> None:
+    """Compare an original with a backend, and the original with itself after a round trip."""
+    torch.manual_seed(0)  # of what ``randomised`` leaves: the performer's features
+    original, images = randomised(make(**pair.arguments)), images_of(pair)
+    with folder() as path:
+        save_file(original.state_dict(), path / "theirs.safetensors")
+        found = identified(path / "theirs.safetensors", format, pair)
+        wanted = logits(original, images)
+        ours = agreeing(backend, found, images, wanted)
+        isovit.save(ours, path / "ours.safetensors", format)
+        again = make(**pair.arguments).eval()
+        again.load_state_dict(load_file(path / "ours.safetensors"), strict=True)
+    np.testing.assert_array_equal(logits(again, images), wanted)
 
 
 @FEWER
-@given(pair=vit_pytorch_vits())
+@given(pair=pairs.vit_pytorch_vits())
 def test_vit_pytorch_vit(backend: Subject, pair: Pair, pytestconfig: pytest.Config) -> None:
     library = import_oracle("vit_pytorch", pytestconfig)
     check(backend, "vit_pytorch", library.ViT, pair)
 
 
 @FEWER
-@given(pair=vit_pytorch_t2t_vits())
+@given(pair=pairs.vit_pytorch_t2t_vits())
 def test_vit_pytorch_t2t_vit(backend: Subject, pair: Pair, pytestconfig: pytest.Config) -> None:
     library = import_oracle("vit_pytorch.t2t", pytestconfig)
     check(backend, "vit_pytorch", library.T2TViT, pair)
 
 
 @FEWER
-@given(pair=timm_vits())
+@given(pair=pairs.timm_vits())
 def test_timm_vit(backend: Subject, pair: Pair, pytestconfig: pytest.Config) -> None:
     library = import_oracle("timm.models.vision_transformer", pytestconfig)
     check(backend, "timm", library.VisionTransformer, pair)
+
+
+@FEW
+@given(pair=pairs.timm_distilled_vits())
+def test_timm_distilled_vit(backend: Subject, pair: Pair, pytestconfig: pytest.Config) -> None:
+    library = import_oracle("timm.models.deit", pytestconfig)
+    check(backend, "timm", library.VisionTransformerDistilled, pair)
+
+
+SMALL = dict(img_size=(12, 8), patch_size=4, embed_dim=15, depth=2, num_heads=3, num_classes=5)
+SMALL_CONFIG = ViTConfig(
+    image_size=(12, 8), patch_size=(4, 4), embed_dim=15, depth=2, num_heads=3, mlp_dim=60,
+    num_classes=5,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("name", "differs"),
     [
         ("deit_tiny_patch16_224", {}),
+        ("deit_tiny_distilled_patch16_224", {"dist_token": True, "dist_head": True}),
         ("deit3_small_patch16_224", {"pos_embed_tokens": "patches", "layer_scale_init": 1e-6}),
     ],
 )
@@ -251,15 +200,467 @@ def test_timm_deit(
 ) -> None:
     """DeiT by timm's own entry points, whose conventions are then timm's choice, not the test's."""
     library = import_oracle("timm", pytestconfig)
-    sizes = dict(img_size=(12, 8), patch_size=4, embed_dim=15, depth=2, num_heads=3, num_classes=5)
-    config = ViTConfig(
-        image_size=(12, 8), patch_size=(4, 4), embed_dim=15, depth=2, num_heads=3, mlp_dim=60,
-        num_classes=5, **differs,
-    )  # fmt: skip
-    check(backend, "timm", library.create_model, Pair({"model_name": name, **sizes}, config))
+    config = SMALL_CONFIG.replace(**differs)
+    pair = Pair({"model_name": name, **SMALL}, config, pairs.timm_untold(config))
+    check(backend, "timm", library.create_model, pair)
+
+
+def test_early_timm_vit(backend: Subject, pytestconfig: pytest.Config) -> None:
+    """Early releases had a hidden layer before the head, which is read but no longer written."""
+    library = import_oracle("timm.models.vision_transformer", pytestconfig)
+    original = library.VisionTransformer(**SMALL)
+    original.pre_logits = nn.Sequential()
+    original.pre_logits.add_module("fc", nn.Linear(15, 7))
+    original.pre_logits.add_module("act", nn.Tanh())
+    original.head_drop = original.pre_logits  # a module at this place in the chain
+    original.head = nn.Linear(7, 5)
+    config = SMALL_CONFIG.replace(pre_logits_dim=7)
+    pair, images = Pair({}, config, pairs.timm_untold(config)), images_of(Pair({}, config))
+    state = {n: t for n, t in randomised(original).state_dict().items() if "head_drop" not in n}
+    with folder() as path:
+        save_file(state, path / "theirs.safetensors")
+        ours = agreeing(
+            backend, identified(path / "theirs.safetensors", "timm", pair), images,
+            logits(original, images),
+        )  # fmt: skip
+        with pytest.raises(isovit.InputError, match="it has pre_logits_dim"):
+            isovit.save(ours, path / "ours.safetensors", "timm")
 
 
 @FEWER
-@given(pair=yitu_vits())
+@given(pair=pairs.yitu_vits())
 def test_yitu_t2t_vit(backend: Subject, pair: Pair) -> None:
     check(backend, "yitu", yitu.T2TViT, pair)
+
+
+# Files of training code whose models have timm's names
+
+
+@dataclass(frozen=True)
+class Form:
+    """A file that original training code writes.
+
+    Attributes:
+        format: that it is of.
+        content: of the file, around the state dict of a model of timm's.
+        arguments: of that model beside those that all have.
+        differs: fields in which its config differs from those of the others.
+    """
+
+    format: str
+    content: Callable[[State], dict[str, Any]]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    differs: dict[str, Any] = field(default_factory=dict)
+
+
+def prefixed(prefix: str, state: State) -> State:
+    """The names of a state dict behind a prefix."""
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def spoiled(state: State) -> State:
+    """Other weights under the same names."""
+    return {name: tensor + 1 for name, tensor in state.items()}
+
+
+def dino_head() -> State:
+    """The projection head of a training."""
+    return {"mlp.0.weight": torch.ones(3, 15), "last_layer.weight_g": torch.ones(9, 1)}
+
+
+def mae_decoder() -> State:
+    """The decoder of the pre-training."""
+    return {
+        "mask_token": torch.ones(1, 1, 8),
+        "decoder_pos_embed": torch.ones(1, 5, 8),
+        "decoder_embed.weight": torch.ones(8, 15),
+        "decoder_blocks.0.attn.qkv.weight": torch.ones(24, 8),
+        "decoder_norm.weight": torch.ones(8),
+        "decoder_pred.bias": torch.ones(48),
+    }
+
+
+def of_training(**entries: Any) -> dict[str, Any]:
+    """What lies beside the weights while a training goes on."""
+    return {**entries, "epoch": 3, "args": Namespace(lr=1e-3), "optimizer": {"state": {}}}
+
+
+HEADLESS = dict(num_classes=0)  # in timm's words and in ours
+TWO_HEADS = dict(dist_token=True, dist_head=True)
+
+FORMS: dict[str, Form] = {
+    "deit": Form("deit", lambda state: {"model": state}),
+    "deit distilled": Form("deit", lambda state: {"model": state}, dict(distilled=True), TWO_HEADS),
+    "deit in training": Form(
+        "deit", lambda state: of_training(model=spoiled(state), model_ema=state)
+    ),
+    "mae": Form("mae", lambda state: {"model": state}, HEADLESS, HEADLESS),
+    "mae with its decoder": Form(
+        "mae", lambda state: of_training(model=state | mae_decoder()), HEADLESS, HEADLESS
+    ),
+    "mae fine-tuned": Form(
+        "mae",
+        lambda state: {"model": state},
+        dict(global_pool="avg"),
+        dict(pool="mean_patches", final_norm="pooled"),
+    ),
+    "dino": Form("dino", lambda state: state, HEADLESS, HEADLESS),
+    "dino in training": Form(
+        "dino",
+        lambda state: of_training(
+            student=prefixed("module.backbone.", spoiled(state))
+            | prefixed("module.head.", dino_head()),
+            teacher=prefixed("backbone.", state) | prefixed("head.", dino_head()),
+            dino_loss={"center": torch.zeros(1, 9)},
+        ),
+        HEADLESS,
+        HEADLESS,
+    ),
+    "dino in training, distributed": Form(
+        "dino",
+        lambda state: {
+            "teacher": prefixed("module.backbone.", state) | prefixed("module.head.", dino_head())
+        },
+        HEADLESS,
+        HEADLESS,
+    ),
+    "dino, the student alone": Form(
+        "dino",
+        lambda state: {"student": prefixed("module.backbone.", state)},
+        HEADLESS,
+        HEADLESS,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_of_timm_names(backend: Subject, name: str, pytestconfig: pytest.Config) -> None:
+    library = import_oracle("timm.models.deit", pytestconfig)
+    form = FORMS[name]
+    arguments = {**SMALL, "img_size": 8, **form.arguments}
+    make = library.VisionTransformer
+    if arguments.pop("distilled", False):
+        make = library.VisionTransformerDistilled
+    config = SMALL_CONFIG.replace(image_size=8, **form.differs)
+    original, pair = randomised(make(**arguments)), Pair(arguments, config, ("num_heads",))
+    images = images_of(pair)
+    with folder() as path:
+        torch.save(form.content(original.state_dict()), path / "theirs.pth")
+        found = identified(path / "theirs.pth", form.format, pair)
+        assert found.config.preprocess == Preprocess()  # ImageNet's statistics
+        wanted = logits(original, images)
+        ours = agreeing(backend, found, images, wanted)
+        isovit.save(ours, path / "ours.pth", form.format)
+        content = torch.load(path / "ours.pth", weights_only=True)
+        again = make(**arguments).eval()
+        again.load_state_dict(content[FORMATS[form.format].wrapper], strict=True)
+    np.testing.assert_array_equal(logits(again, images), wanted)
+
+
+# Folders of transformers
+
+HF = [
+    "ViTForImageClassification",
+    "ViTModel",
+    "DeiTForImageClassification",
+    "DeiTForImageClassificationWithTeacher",
+    "DeiTModel",
+    "ViTMAEModel",
+]
+
+
+def options_of(kind: str, config: ViTConfig) -> dict[str, Any]:
+    """MAE shuffles the patches unless told their order; the class token sees them in any."""
+    if "MAE" not in kind:
+        return {}
+    tokens = config.grid[0] * config.grid[1]
+    return {"noise": torch.rand(2, tokens, generator=torch.Generator().manual_seed(0))}
+
+
+def hf_arguments(kind: str) -> dict[str, Any]:
+    """What ``from_pretrained`` has to be told; isovit keeps no pooler and masks nothing."""
+    if kind in ("ViTModel", "DeiTModel"):
+        return {"add_pooling_layer": False}
+    return {"mask_ratio": 0.0} if "MAE" in kind else {}
+
+
+@pytest.mark.parametrize("kind", HF)
+@FEW
+@given(data=st.data(), sharded=st.booleans())
+def test_hf(
+    backend: Subject, kind: str, data: st.DataObject, sharded: bool, pytestconfig: pytest.Config
+) -> None:
+    """Through folders. Attention is torch's own: ``eager`` takes its softmax in float32.
+
+    ``gelu_new`` is ``gelu_pytorch_tanh`` with other rounding: the bits are compared under one name.
+    """
+    cls = getattr(import_oracle("transformers", pytestconfig), kind)
+    pair = data.draw(pairs.hf_models(kind))
+    original = randomised(cls(cls.config_class(**pair.arguments)))
+    images, options = images_of(pair), options_of(kind, pair.config)
+    with folder() as path:
+        original.save_pretrained(path / "theirs", max_shard_size=100 if sharded else "1GB")
+        assert len(list((path / "theirs").glob("*.index.json"))) == int(sharded)
+        found = identified(path / "theirs", "hf", pair)
+        torch.save(original.state_dict(), path / "in_memory.pth")
+        named = isovit.load(path / "in_memory.pth", **in_memory(pair).given)
+        assert named.config == found.config.replace(preprocess=named.config.preprocess)
+        wanted = logits(original, images, **options)
+        ours = agreeing(backend, found, images, wanted)
+        isovit.save(ours, path / "ours", "hf")
+        arguments = {**hf_arguments(kind), "hidden_act": pair.arguments["hidden_act"]}
+        again, info = cls.from_pretrained(path / "ours", output_loading_info=True, **arguments)
+    assert all(np.array_equal(named.weights[name], found.weights[name]) for name in found.weights)
+    assert not any(info.values()), info
+    np.testing.assert_array_equal(logits(again.eval(), images, **options), wanted)
+
+
+def in_memory(pair: Pair) -> Pair:
+    """The same model without its ``config.json``, under the names that its modules have."""
+    beside = ("num_heads", "norm_eps", "activation", "image_size")
+    return Pair(pair.arguments, pair.config, (*beside, *(pair.untold or ())))
+
+
+@pytest.mark.parametrize("kind", ["ViTMAEForPreTraining", "ViTForMaskedImageModeling"])
+def test_hf_pre_training(backend: Subject, kind: str, pytestconfig: pytest.Config) -> None:
+    """The encoder of a model that reconstructs images; decoder and mask token are left out."""
+    cls = getattr(import_oracle("transformers", pytestconfig), kind)
+    arguments = dict(
+        image_size=8, patch_size=4, hidden_size=12, num_hidden_layers=1, num_attention_heads=3,
+        intermediate_size=10, encoder_stride=4, mask_ratio=0.0, decoder_hidden_size=8,
+        decoder_num_attention_heads=2, decoder_num_hidden_layers=1,
+    )  # fmt: skip
+    config = SMALL_CONFIG.replace(
+        image_size=8, embed_dim=12, depth=1, mlp_dim=10, num_classes=0, norm_eps=1e-12
+    )
+    pair, original = Pair(arguments, config), randomised(cls(cls.config_class(**arguments)))
+    images = images_of(pair)
+    with folder() as path:
+        original.save_pretrained(path / "theirs")
+        found = identified(path / "theirs", "hf", pair)
+    assert any("pre-training" in note for note in found.source.notes)
+    agreeing(backend, found, images, logits(original.vit, images, **options_of(kind, config)))
+
+
+# Google's files
+
+NAMES = {"google": google.VIT_JAX, "big_vision": google.BIG_VISION}
+PREFIXED = [google.bare, google.checkpointed, google.named_params, google.image_tower]
+
+
+@pytest.mark.parametrize("format", NAMES)
+@FEWER
+@given(data=st.data())
+def test_google(backend: Subject, format: str, data: st.DataObject) -> None:
+    pair = data.draw(pairs.google_vits(NAMES[format]))
+    prefixed = data.draw(st.sampled_from(PREFIXED))
+    stacked = format == "big_vision" and data.draw(st.booleans())
+    arrays = google.random_arrays(**pair.arguments)
+    arrays = google.half(arrays) if data.draw(st.booleans()) else arrays
+    images = images_of(pair)
+    with folder() as path:
+        np.savez(path / "theirs.npz", **prefixed(google.scanned(arrays) if stacked else arrays))
+        found = identified(path / "theirs.npz", format, pair)
+        agreeing(backend, found, images, google.logits(NAMES[format], arrays, images))
+        isovit.save(found, path / "ours.npz", format)
+        with np.load(path / "ours.npz") as written:
+            again = {name: written[name] for name in written.files}
+    assert again.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert again[name].shape == array.shape, name
+        assert again[name].dtype.itemsize == array.dtype.itemsize, name
+        assert again[name].tobytes() == array.tobytes(), name
+
+
+# The other way round: whatever isovit agrees to write
+
+
+@pytest.fixture(scope="session")
+def exact_torch() -> Subject:
+    """One backend, where the question is not about backends; the originals need torch anyway."""
+    runtime = get_backend("torch")
+    runtime.exact_arithmetic()
+    return Subject("torch", runtime)
+
+
+class Library:
+    """Models of the original libraries for configs of isovit, from files that isovit wrote."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def model(self, format: str, config: Any) -> nn.Module:
+        """A new model that should be what a config says."""
+        match config.family, format:
+            case "t2t_vit", "yitu":
+                return yitu.T2TViT(**fitting.yitu_arguments(config))
+            case "t2t_vit", "vit_pytorch":
+                library = self.module("vit_pytorch.t2t")
+                return library.T2TViT(**fitting.vit_pytorch_t2t_arguments(config))
+            case "vit", "vit_pytorch":
+                return self.module("vit_pytorch").ViT(**fitting.vit_pytorch_arguments(config))
+        library = self.module("timm.models.deit")
+        name = "VisionTransformerDistilled" if config.dist_token else "VisionTransformer"
+        return getattr(library, name)(**fitting.timm_arguments(config))
+
+    def module(self, name: str) -> ModuleType:
+        """A module of a library."""
+        return import_oracle(name, self.config)
+
+    def answer(self, format: str, config: Any, path: Path, images: np.ndarray) -> np.ndarray:
+        """What the original makes of a file."""
+        if format in NAMES:
+            with np.load(path) as file:
+                arrays = {name: file[name] for name in file.files}
+            wanted = google.shapes(NAMES[format], fitting.google_sizes(config))
+            assert {name: array.shape for name, array in arrays.items()} == wanted
+            return google.logits(NAMES[format], arrays, images)
+        if format == "hf":
+            kind = json.loads((path / "config.json").read_text())["architectures"][0]
+            cls = getattr(self.module("transformers"), kind)
+            model, info = cls.from_pretrained(path, output_loading_info=True, **hf_arguments(kind))
+            assert not any(info.values()), info
+            return logits(model.eval(), images, tokens=config.pool == "none")
+        model = self.model(format, config).eval()
+        model.load_state_dict(load_file(path), strict=True)
+        return logits(model, images)
+
+
+@pytest.mark.parametrize(("family", "format"), fitting.FOREIGN, ids=map("-".join, fitting.FOREIGN))
+@FEW
+@given(data=st.data())
+def test_what_a_format_can_hold_its_library_reads(
+    exact_torch: Subject, family: str, format: str, data: st.DataObject, pytestconfig: pytest.Config
+) -> None:
+    """Strictly, and it computes what the config says."""
+    config = data.draw(fitting.fitting(family, format))
+    config = config.replace(**dict(FORMATS[format].fixed))
+    subject = isovit.Checkpoint(config, probe(config))
+    images = draw_inputs(config, batch=2, seed=0)[0]
+    suffix = {"hf": "", "google": ".npz", "big_vision": ".npz"}.get(format, ".safetensors")
+    with folder() as path:
+        assert isovit.save(subject, path / f"ours{suffix}", format) == ()
+        wanted = Library(pytestconfig).answer(format, config, path / f"ours{suffix}", images)
+        agreeing(exact_torch, isovit.load(path / f"ours{suffix}"), images, wanted)
+
+
+# That the comparison can fail
+
+GOOGLE = pairs.Pair(
+    dict(
+        names=google.VIT_JAX,
+        sizes=google.Sizes((4, 4), (3, 2), 3, 15, 2, 3, 60, num_classes=5),
+    ),
+    SMALL_CONFIG.replace(activation="gelu_tanh"),
+    ("image_size",),
+)
+
+
+def exact_gelu(x: np.ndarray) -> np.ndarray:
+    """GELU by the error function, as timm and transformers compute google's weights."""
+    return nn.functional.gelu(torch.tensor(x)).numpy()
+
+
+def query_for_key(arrays: Arrays) -> Arrays:
+    """Query and key under each other's name."""
+    other = {"query": "key", "key": "query"}
+
+    def source(name: str) -> str:
+        return "/".join(other.get(part, part) for part in name.split("/"))
+
+    return {name: arrays[source(name)] for name in arrays}
+
+
+def heads_for_head_dim(arrays: Arrays) -> Arrays:
+    """The numbers of q in the order (head_dim, heads), which has as many."""
+    found = dict(arrays)
+    for name, array in arrays.items():
+        if name.endswith("query/kernel"):
+            found[name] = np.ascontiguousarray(array.swapaxes(1, 2)).reshape(array.shape)
+    return found
+
+
+def positions_shifted(arrays: Arrays) -> Arrays:
+    """The class token's position taken for the last one."""
+    name = google.VIT_JAX.positions
+    return dict(arrays) | {name: np.roll(arrays[name], -1, axis=1)}
+
+
+FAULTS: dict[str, tuple[Callable[[Arrays], Arrays], dict[str, Any]]] = {
+    "none": (dict, {}),
+    "query for key": (query_for_key, {}),
+    "heads for head_dim": (heads_for_head_dim, {}),
+    "positions shifted": (positions_shifted, {}),
+    "exact GELU": (dict, {"gelu": exact_gelu}),
+    "epsilon of transformers": (dict, {"EPS": 1e-12}),
+    "epsilon of torch": (dict, {"EPS": 1e-5}),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_a_file_of_google_is_seen(
+    exact_torch: Subject, fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    change, patches = FAULTS[fault]
+    for name, value in patches.items():
+        monkeypatch.setattr(google, name, value)
+    arrays, images = google.random_arrays(**GOOGLE.arguments), images_of(GOOGLE)
+    np.savez(tmp_path / "theirs.npz", **change(arrays))
+    found = identified(tmp_path / "theirs.npz", "google", GOOGLE)
+    wanted = google.logits(google.VIT_JAX, arrays, images)
+    if fault == "none":
+        agreeing(exact_torch, found, images, wanted)
+        return
+    with pytest.raises(AssertionError, match="output beyond 1e-12"):
+        agreeing(exact_torch, found, images, wanted)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("layer_norm_eps", 1e-6),
+        ("hidden_act", "gelu_new"),
+        ("num_attention_heads", 1),
+    ],
+)
+def test_a_config_json_that_says_another_thing_is_seen(
+    exact_torch: Subject, key: str, value: Any, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    library = import_oracle("transformers", pytestconfig)
+    said = library.ViTConfig(
+        image_size=8, patch_size=4, hidden_size=12, num_hidden_layers=1, num_attention_heads=3,
+        intermediate_size=10,
+    )  # fmt: skip
+    original = randomised(library.ViTForImageClassification(said))
+    original.save_pretrained(tmp_path)
+    found = isovit.load(tmp_path)
+    images = draw_inputs(found.config, batch=2, seed=0)[0]
+    wanted = logits(original, images)
+    agreeing(exact_torch, found, images, wanted)
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**content, key: value}))
+    with pytest.raises(AssertionError, match="output beyond 1e-12"):
+        agreeing(exact_torch, isovit.load(tmp_path), images, wanted)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"norm_eps": 1e-5}, {"activation": "gelu_tanh"}, {"num_heads": 5}, {"dist_head": False}],
+    ids=str,
+)
+def test_a_config_that_is_not_the_originals_is_seen(
+    exact_torch: Subject, change: dict[str, Any], pytestconfig: pytest.Config
+) -> None:
+    library = import_oracle("timm.models.deit", pytestconfig)
+    original = randomised(library.VisionTransformerDistilled(**SMALL))
+    config = SMALL_CONFIG.replace(**TWO_HEADS)
+    images = draw_inputs(config, batch=2, seed=0)[0]
+    with folder() as path:
+        save_file(original.state_dict(), path / "theirs.safetensors")
+        found = isovit.load(path / "theirs.safetensors", config=config, format="timm")
+    wanted = logits(original, images)
+    agreeing(exact_torch, found, images, wanted)
+    other = config.replace(**change)
+    kept = {n: a for n, a in found.weights.items() if other.dist_head or "head_dist" not in n}
+    with pytest.raises(AssertionError, match="output beyond 1e-12"):
+        agreeing(exact_torch, isovit.Checkpoint(other, kept), images, wanted)

@@ -1,7 +1,14 @@
-"""Foreign checkpoints without a config: format and config from names and shapes alone."""
+"""Foreign checkpoints without a config: format and config from names, shapes and what lies beside.
+
+That the weights then compute what they did where they come from is shown in ``parity_tests``.
+"""
 
 from __future__ import annotations
 
+import json
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,61 +17,321 @@ import pytest
 from safetensors.numpy import save_file
 
 import isovit
-from isovit.backends.torch.layout import LAYOUT
+from isovit.spec.config import Config, Preprocess
 from isovit.spec.initialize import probe
-from isovit.weight_convert.formats import rename_table
+from isovit.weight_convert.formats import FORMATS, rename_table
 from isovit.weight_convert.store import inspect, load
 
-T2T = dict(image_size=32, depth=1, embed_dim=24, num_heads=3, mlp_dim=20, num_classes=5)
-VIT = dict(T2T, patch_size=8)
+Arrays = dict[str, np.ndarray]
+Write = Callable[[Path, Arrays], Path]
+
+
+def foreign(name: str, config: Config, weights: Arrays) -> Arrays:
+    """Weights under the names and in the shapes of a format."""
+    table, params = rename_table(name, config), isovit.param_tree(config).parameters()
+    arrays = table.write(params, weights, FORMATS[name].layout)
+    return {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+
+
+# Files as others write them
+
+
+def safetensors(folder: Path, arrays: Arrays) -> Path:
+    save_file(arrays, folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+def npz(folder: Path, arrays: Arrays, prefix: str = "") -> Path:
+    named = {prefix + key.replace(".", "/"): array for key, array in arrays.items()}
+    np.savez(folder / "model.npz", **named)
+    return folder / "model.npz"
+
+
+def tensors(arrays: Arrays, prefix: str = "") -> dict[str, Any]:
+    import torch
+
+    return {prefix + key: torch.from_numpy(array) for key, array in arrays.items()}
+
+
+def pth(around: Callable[[Arrays], Any] = tensors) -> Write:
+    """A writer of a .pth with what a function puts around the weights."""
+
+    def write(folder: Path, arrays: Arrays) -> Path:
+        import torch
+
+        torch.save(around(arrays), folder / "model.pth")
+        return folder / "model.pth"
+
+    return write
+
+
+def hf_folder(**said: Any) -> Write:
+    """A writer of a folder with a ``config.json`` that says so."""
+
+    def write(folder: Path, arrays: Arrays) -> Path:
+        safetensors(folder, arrays)
+        (folder / "config.json").write_text(json.dumps(said), encoding="utf-8")
+        return folder
+
+    return write
+
+
+@dataclass(frozen=True)
+class File:
+    """A file, and what it should be taken for.
+
+    Attributes:
+        format: that it is of.
+        config: of its model.
+        write: puts foreign arrays into a folder; gives the path to load.
+        told: what nothing in it tells.
+    """
+
+    format: str
+    config: Config
+    write: Write = safetensors
+    told: dict[str, Any] = field(default_factory=dict)
+
+
+SMALL = dict(image_size=32, depth=1, embed_dim=24, num_heads=3, mlp_dim=20, num_classes=5)
+VIT = isovit.config("vit_s16", **SMALL, patch_size=8)
+DEIT = VIT.replace(preprocess=Preprocess())
+DISTILLED = DEIT.replace(dist_token=True, dist_head=True)
+HEADLESS = DEIT.replace(num_classes=0)
+FINE_TUNED = DEIT.replace(pool="mean_patches", final_norm="pooled")
 FREE: dict[str, Any] = dict(
     qkv_bias=False, norm_eps=1e-5, head_dim=8, init_scheme="vit_pytorch", image_size=64
 )
+SQUASHED = Preprocess(
+    aspect="squash", crop_fraction=1.0, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3
+)
+HF_CONFIG = dict(num_attention_heads=3, layer_norm_eps=1e-12, hidden_act="gelu", image_size=32)
+GOOGLE = VIT.replace(preprocess=SQUASHED, activation="gelu_tanh", init_scheme="vit_jax")
+HEADS = {"num_heads": 3}
 
-CASES = {
-    "timm": ("timm", isovit.config("vit_s16", **VIT)),
-    "timm pooled": (
-        "timm",
-        isovit.config("vit_s16", **VIT, pool="mean_patches", final_norm="pooled"),
+FILES: dict[str, File] = {
+    "timm": File("timm", VIT, told=HEADS),
+    "timm pooled": File("timm", VIT.replace(pool="mean_patches", final_norm="pooled"), told=HEADS),
+    "timm without class token": File(
+        "timm", VIT.replace(class_token=False, pool="mean_patches"), told=HEADS
     ),
-    "vit_pytorch": (
+    "timm without a position for the class token": File(
+        "timm", VIT.replace(pos_embed_tokens="patches", layer_scale_init=1e-5), told=HEADS
+    ),
+    "timm distilled": File(
+        "timm", DISTILLED.replace(preprocess=Preprocess(crop_fraction=0.9)), told=HEADS
+    ),
+    "timm in training": File(
+        "timm", VIT, pth(lambda a: {"state_dict": tensors(a), "arch": "vit"}), HEADS
+    ),
+    "timm compiled": File("timm", VIT, pth(lambda a: tensors(a, "_orig_mod.")), HEADS),
+    "deit": File("deit", DEIT, pth(lambda a: {"model": tensors(a)}), HEADS),
+    "deit distilled": File("deit", DISTILLED, pth(lambda a: {"model": tensors(a)}), HEADS),
+    "deit in training": File(
+        "deit", DEIT, pth(lambda a: {"model": tensors(a), "model_ema": tensors(a)}), HEADS
+    ),
+    "mae": File("mae", HEADLESS, pth(lambda a: {"model": tensors(a)}), HEADS),
+    "mae fine-tuned": File("mae", FINE_TUNED, pth(lambda a: {"model": tensors(a)}), HEADS),
+    "mae with its decoder": File(
+        "mae",
+        HEADLESS,
+        lambda folder, a: safetensors(folder, a | {"mask_token": np.zeros((1, 1, 8), np.float32)}),
+        HEADS,
+    ),
+    "dino": File("dino", HEADLESS, pth(), HEADS),
+    "dino in training": File(
+        "dino",
+        HEADLESS,
+        pth(
+            lambda a: {
+                "student": tensors(a, "module.backbone."),
+                "teacher": tensors(a, "backbone."),
+                "args": Namespace(arch="vit_small"),
+            }
+        ),
+        HEADS,
+    ),
+    "hf": File("hf", VIT.replace(norm_eps=1e-12, preprocess=SQUASHED), hf_folder(**HF_CONFIG)),
+    "hf of DeiT": File(
+        "hf",
+        DISTILLED.replace(norm_eps=1e-12, preprocess=Preprocess(aspect="squash")),
+        hf_folder(**HF_CONFIG, model_type="deit"),
+    ),
+    "hf of MAE": File(
+        "hf",
+        HEADLESS.replace(
+            norm_eps=1e-12,
+            preprocess=Preprocess(aspect="squash", crop_fraction=1.0, interpolation="bilinear"),
+        ),
+        hf_folder(**HF_CONFIG, model_type="vit_mae"),
+    ),
+    "hf without a folder": File(
+        "hf", VIT.replace(norm_eps=1e-12, preprocess=SQUASHED), pth(), HEADS
+    ),
+    "google": File("google", GOOGLE, npz),
+    "google in training": File("google", GOOGLE, lambda f, a: npz(f, a, "opt/target/")),
+    "google by the mean": File(
+        "google", GOOGLE.replace(class_token=False, pool="mean_patches"), npz
+    ),
+    "google with a hidden layer": File("google", GOOGLE.replace(pre_logits_dim=24), npz),
+    "big_vision": File(
+        "big_vision",
+        GOOGLE.replace(pos_embed_tokens="patches"),
+        lambda folder, a: npz(folder, a, "params/"),
+    ),
+    "big_vision by the mean": File(
+        "big_vision", GOOGLE.replace(class_token=False, pool="mean_patches"), npz
+    ),
+    "vit_pytorch": File(
         "vit_pytorch",
-        isovit.config("vit_s16", **{**VIT, **FREE}, patch_embed="norm_linear_norm"),
+        DEIT.replace(**{**FREE, "patch_embed": "norm_linear_norm"}),
+        told=HEADS,
     ),
-    "yitu performer": ("yitu", isovit.config("t2t_vit_14", **T2T)),
-    "yitu transformer": ("yitu", isovit.config("t2t_vit_t_14", **T2T)),
-    "vit_pytorch of T2T-ViT": ("vit_pytorch", isovit.config("t2t_vit_pytorch", **{**T2T, **FREE})),
+    "yitu performer": File("yitu", isovit.config("t2t_vit_14", **SMALL), told=HEADS),
+    "yitu transformer": File("yitu", isovit.config("t2t_vit_t_14", **SMALL), told=HEADS),
+    "yitu of CIFAR": File(
+        "yitu",
+        isovit.config("t2t_vit_14", **SMALL),
+        pth(lambda a: {"net": tensors(a, "module."), "acc": 98.3, "epoch": 59}),
+        HEADS,
+    ),
+    "vit_pytorch of T2T-ViT": File(
+        "vit_pytorch", isovit.config("t2t_vit_pytorch", **{**SMALL, **FREE}), told=HEADS
+    ),
 }
 
 
-@pytest.fixture(params=CASES)
-def foreign(request: pytest.FixtureRequest, tmp_path: Path):
-    name, config = CASES[request.param]
-    weights = probe(config)
-    table = rename_table(name, config)
-    arrays = table.write(isovit.param_tree(config).parameters(), weights, LAYOUT)
-    path = tmp_path / "model.safetensors"
-    save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, path)
-    return path, name, config, weights
+def written(file: File, folder: Path) -> Path:
+    return file.write(folder, foreign(file.format, file.config, probe(file.config)))
 
 
-def test_format_config_and_weights_are_found(foreign) -> None:
-    path, name, config, weights = foreign
-    found = load(path, changes={"num_heads": 3})
-    assert found.source.format == name
-    same = found.config.replace(preprocess=config.to_dict()["preprocess"])
-    assert isovit.param_tree(same) == isovit.param_tree(config)
-    assert (same.block, same.pool, same.grid) == (config.block, config.pool, config.grid)
-    assert all(np.array_equal(found.weights[path], weights[path]) for path in weights)
-    assert inspect(path, changes={"num_heads": 3}).format == name
+@pytest.mark.parametrize("case", FILES)
+def test_format_config_and_weights_are_found(case: str, tmp_path: Path) -> None:
+    file = FILES[case]
+    found = load(written(file, tmp_path), changes=file.told)
+    assert found.source.format == file.format
+    assert found.config == file.config
+    wanted = probe(file.config)
+    assert found.weights.keys() == wanted.keys()
+    assert all(np.array_equal(found.weights[path], wanted[path]) for path in wanted)
 
 
-def test_heads_that_no_shape_tells_are_asked_for(foreign) -> None:
+@pytest.mark.parametrize("case", FILES)
+def test_inspect_tells_format_and_family(case: str, tmp_path: Path) -> None:
+    file = FILES[case]
+    about = inspect(written(file, tmp_path), changes=file.told)
+    assert (about.format, about.config, about.problems) == (file.format, file.config, ())
+    assert about.config.family == file.config.family
+
+
+@pytest.mark.parametrize("case", [case for case in FILES if FILES[case].told])
+def test_heads_that_no_shape_tells_are_asked_for(case: str, tmp_path: Path) -> None:
     with pytest.raises(isovit.InputError, match=r"num_heads cannot be read.*--set num_heads=1\|"):
-        load(foreign[0])
+        load(written(FILES[case], tmp_path))
+
+
+def test_sides_that_no_shape_tells_are_asked_for_and_taken(tmp_path: Path) -> None:
+    """Also where the patches do not divide the usual 224 pixels."""
+    config = VIT.replace(image_size=(24, 15), patch_size=(12, 5))
+    path = safetensors(tmp_path, foreign("timm", config, probe(config)))
+    with pytest.raises(isovit.InputError, match=r"image_size cannot be read from the weights: 6"):
+        load(path, changes=HEADS)
+    assert load(path, changes={**HEADS, "image_size": (24, 15)}).config == config
+
+
+def test_a_size_that_is_given_tells_which_tokens_have_positions(tmp_path: Path) -> None:
+    """Eight patches and a class token have as many positions as nine patches alone."""
+    config = VIT.replace(image_size=(24, 20), patch_size=(12, 5))
+    path = safetensors(tmp_path, foreign("timm", config, probe(config)))
+    assert load(path, changes={**HEADS, "image_size": (24, 20)}).config == config
 
 
 def test_names_of_no_format_are_refused(tmp_path: Path) -> None:
     save_file({"weight": np.zeros((2, 2), np.float32)}, tmp_path / "odd.safetensors")
     with pytest.raises(isovit.InputError, match="names of no format that isovit knows"):
         load(tmp_path / "odd.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("averaged", "last"),
+    [("state_dict_ema", "state_dict"), ("model_ema", "model"), ("teacher", "student")],
+)
+def test_averaged_weights_go_before_the_last_ones_unless_told(
+    averaged: str, last: str, tmp_path: Path
+) -> None:
+    file = FILES["yitu performer"]
+    first, second = (probe(file.config, seed) for seed in (0, 1))
+    states = {averaged: first, last: second}
+    around = {key: tensors(foreign("yitu", file.config, w)) for key, w in states.items()}
+    path = pth(lambda _: {**around, "epoch": 309, "metric": 81.5})(tmp_path, {})
+    for ema, wanted in ((True, first), (False, second)):
+        found = load(path, changes=HEADS, ema=ema)
+        assert all(np.array_equal(found.weights[name], wanted[name]) for name in wanted)
+
+
+# Published models
+
+
+@dataclass(frozen=True)
+class Published:
+    """A file of a published size.
+
+    Attributes:
+        format: that it is of.
+        variant: whose sizes it has.
+        write: puts foreign arrays into a folder; gives the path to load.
+        changes: fields in which the file's model differs from the variant.
+        named: whether it is the variant, but for classes and preprocessing.
+    """
+
+    format: str
+    variant: str
+    write: Write
+    changes: dict[str, Any] = field(default_factory=dict)
+    named: bool = True
+
+
+PUBLISHED: dict[str, Published] = {
+    "timm": Published("timm", "vit_ti16", safetensors),
+    "deit": Published("deit", "deit_ti16", pth(lambda a: {"model": tensors(a)})),
+    "deit distilled": Published(
+        "deit", "deit_ti16_distilled", pth(lambda a: {"model": tensors(a)})
+    ),
+    "dino": Published("dino", "deit_ti16", pth(), {"num_classes": 0}),
+    "mae": Published("mae", "deit_ti16", pth(lambda a: {"model": tensors(a)}), {"num_classes": 0}),
+    # transformers' epsilon and google's GELU are not those of timm's variant
+    "hf": Published(
+        "hf",
+        "vit_ti16",
+        hf_folder(num_attention_heads=3, layer_norm_eps=1e-12, hidden_act="gelu", image_size=224),
+        {"norm_eps": 1e-12, "preprocess": SQUASHED},
+        named=False,
+    ),
+    "google": Published(
+        "google",
+        "vit_ti16",
+        npz,
+        {"activation": "gelu_tanh", "init_scheme": "vit_jax", "preprocess": SQUASHED},
+        named=False,
+    ),
+    "yitu": Published("yitu", "t2t_vit_7", pth()),
+    "yitu of CIFAR": Published(
+        "yitu",
+        "t2t_vit_7",
+        pth(lambda a: {"net": tensors(a, "module."), "acc": 97.1, "epoch": 59}),
+        {"num_classes": 10},
+    ),
+    "vit_pytorch of T2T-ViT": Published("vit_pytorch", "t2t_vit_pytorch", safetensors),
+}
+
+
+@pytest.mark.parametrize("case", PUBLISHED)
+def test_a_published_size_needs_no_option_and_is_named(case: str, tmp_path: Path) -> None:
+    file = PUBLISHED[case]
+    config = isovit.config(file.variant).replace(**file.changes)
+    params = isovit.param_tree(config).parameters()
+    zeros = {path: np.zeros(param.shape, np.float16) for path, param in params.items()}
+    about = inspect(file.write(tmp_path, foreign(file.format, config, zeros)))
+    assert (about.format, about.config, about.problems) == (file.format, config, ())
+    if file.named:
+        assert about.variant == file.variant

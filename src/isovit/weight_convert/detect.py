@@ -75,6 +75,8 @@ def detect(clues: Clues) -> tuple[str, Config] | None:
             if clues.format in (None, name):
                 fields = function(clues)
                 if fields is not None:
+                    if "image_size" in clues.given:  # else a default that patches may not divide
+                        fields["image_size"] = clues.given["image_size"]
                     config = config_from_dict({"family": family, **fields})
                     return name, config.replace(**clues.given) if clues.given else config
     return None

@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 
 from isovit.errors import InputError, reason
-from isovit.weight_convert.tensors import Spec, Tensors
+from isovit.weight_convert.tensors import Spec, Tensors, chunks
 
 # Beside tensors and plain data, what real training files hold; none of it runs code.
 HARMLESS: list[Any] = [
@@ -116,21 +116,39 @@ def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     Raises:
         InputError: if it is no complete safetensors file.
     """
-    with reading(path, "a safetensors file"), _safe_open(path) as file:
-        metadata = dict(file.metadata() or {})
-        specs: dict[str, Spec] = {}
-        for name in file.keys():  # noqa: SIM118 -- no dict
-            part = file.get_slice(name)
-            if part.get_dtype() not in SAFETENSORS:
-                raise InputError(f"{name} is of dtype {part.get_dtype()}, which no model here has")
-            specs[name] = Spec(tuple(part.get_shape()), SAFETENSORS[part.get_dtype()])
+    starts: dict[str, int] = {}
+    specs: dict[str, Spec] = {}
+    with reading(path, "a safetensors file"):
+        with _safe_open(path) as file:  # checks that sizes and places of all tensors are right
+            metadata = dict(file.metadata() or {})
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = msgspec.json.decode(file.read(length), type=dict[str, msgspec.Raw])
+        header.pop("__metadata__", None)
+        for name, text in header.items():
+            entry = msgspec.json.decode(text, type=_Entry)
+            if entry.dtype not in SAFETENSORS:
+                raise InputError(f"{name} is of dtype {entry.dtype}, which no model here has")
+            specs[name] = Spec(entry.shape, SAFETENSORS[entry.dtype])
+            starts[name] = 8 + length + entry.data_offsets[0]
 
     def fetch(name: str) -> np.ndarray:
-        # Opened anew for each tensor: a file that stays open keeps all that was read in memory.
-        with reading(path, "a safetensors file"), _safe_open(path) as file:
-            return file.get_tensor(name)
+        # Not through the library, which parses the header again for each tensor unless the file
+        # stays open, and then all that was read of it stays in memory.
+        shape, dtype = spec = specs[name]
+        with reading(path, "a safetensors file"):
+            numbers = np.fromfile(path, np.uint8, spec.nbytes, offset=starts[name])
+            return numbers.view(dtype).reshape(shape)
 
     return Tensors(specs, fetch), metadata
+
+
+class _Entry(msgspec.Struct):
+    """A tensor in the header of a safetensors file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
 
 
 def write_safetensors(
@@ -157,7 +175,8 @@ def write_safetensors(
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in track(names):
-            file.write(tensors[name].tobytes())
+            for chunk in chunks(tensors[name]):
+                file.write(chunk.data)
 
 
 def read_npz(path: Path) -> tuple[Tensors, str]:

@@ -252,8 +252,9 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int, ...], row: Row) -> bool:
 
 def _to_canonical(param: Param, arrays: list[np.ndarray], layout: Layout) -> np.ndarray:
     axes = permutation(layout[param.role].axes, CANONICAL[param.role].axes, arrays[0].ndim)
-    parts = [array.transpose(axes) for array in arrays]
-    array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+    # Put side by side as they lie in the file: a transposed copy would take longer.
+    joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=axes[-1])
+    array = joined.transpose(axes)
     return array.reshape(param.shape) if param.role is Role.OWN else array
 
 

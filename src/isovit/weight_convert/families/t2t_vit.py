@@ -25,10 +25,10 @@ from isovit.weight_convert.families.vit import (
     VIT_PYTORCH,
     block_rows,
     statistics,
+    transformer_misfits,
     transformer_rows,
     vit_pytorch_heads,
 )
-from isovit.weight_convert.families.vit import vit_pytorch_misfits as backbone_misfits
 from isovit.weight_convert.rename import RenameTable, rename
 
 
@@ -104,7 +104,15 @@ def yitu_misfits(config: T2TViTConfig) -> Iterator[str]:
 
 def vit_pytorch_misfits(config: T2TViTConfig) -> Iterator[str]:
     """What vit-pytorch's T2TViT cannot be told to be."""
-    yield from backbone_misfits(config)
+    yield from transformer_misfits(config)
+    if not config.class_token:
+        yield "class_token=false"
+    if config.pool not in ("cls", "mean"):
+        yield f"pool={config.pool}"
+    if config.final_norm != "tokens":
+        yield f"final_norm={config.final_norm}"
+    if not config.num_classes:
+        yield "num_classes=0"
     if config.token_mixer != "full":
         yield f"token_mixer={config.token_mixer}"
     if config.image_size[0] != config.image_size[1]:

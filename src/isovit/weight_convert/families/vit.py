@@ -9,7 +9,7 @@ transformers 5.23 ``modeling_vit.py``, ``modeling_deit.py`` (Apache-2.0); google
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -185,8 +185,8 @@ def standard_misfits(config: TransformerConfig) -> Iterator[str]:
         yield "final_norm=none"
 
 
-def timm_misfits(config: ViTConfig) -> Iterator[str]:
-    """What timm's model cannot be told to be."""
+def common_misfits(config: ViTConfig) -> Iterator[str]:
+    """What neither timm's model nor Hugging Face's nor google's can be told to be."""
     yield from standard_misfits(config)
     if config.block.inner_dim != config.embed_dim:
         yield "heads that do not fill embed_dim"
@@ -196,9 +196,38 @@ def timm_misfits(config: ViTConfig) -> Iterator[str]:
         yield "pool=mean over class token and patches"
 
 
+def timm_misfits(config: ViTConfig) -> Iterator[str]:
+    """What timm's model cannot be told to be."""
+    yield from common_misfits(config)
+    if config.pre_logits_dim is not None:
+        yield "pre_logits_dim, which timm had in early releases alone"
+    if config.dist_token and not config.dist_head:
+        yield "dist_token=true without dist_head=true"
+    if config.dist_token and config.pos_embed_tokens != "all":
+        yield "pos_embed_tokens=patches beside a distillation token"
+
+
+def deit_misfits(config: ViTConfig) -> Iterator[str]:
+    """What DeiT's model, an early timm's, cannot be told to be."""
+    yield from timm_misfits(config)
+    if not config.class_token:
+        yield "class_token=false"
+    if config.pos_embed_tokens != "all" and not config.dist_token:
+        yield "pos_embed_tokens=patches"
+    if config.layer_scale_init is not None:
+        yield "layer_scale_init"
+
+
+def mae_misfits(config: ViTConfig) -> Iterator[str]:
+    """What MAE's and DINO's models cannot be told to be."""
+    yield from deit_misfits(config)
+    if config.dist_token:
+        yield "dist_token=true"
+
+
 def hf_misfits(config: ViTConfig) -> Iterator[str]:
     """What Hugging Face's model cannot be told to be; its config.json holds the rest."""
-    yield from timm_misfits(config)
+    yield from common_misfits(config)
     if not config.class_token:
         yield "class_token=false"
     if config.pos_embed_tokens != "all":
@@ -211,7 +240,7 @@ def hf_misfits(config: ViTConfig) -> Iterator[str]:
 
 def google_misfits(config: ViTConfig) -> Iterator[str]:
     """What vit_jax cannot be told to be."""
-    yield from timm_misfits(config)
+    yield from common_misfits(config)
     if not config.qkv_bias:
         yield "qkv_bias=false"
     if config.final_norm != "tokens":
@@ -224,22 +253,38 @@ def google_misfits(config: ViTConfig) -> Iterator[str]:
 
 def big_vision_misfits(config: ViTConfig) -> Iterator[str]:
     """What big_vision cannot be told to be."""
-    yield from timm_misfits(config)
+    yield from common_misfits(config)
     if not config.qkv_bias:
         yield "qkv_bias=false"
     if config.final_norm != "tokens":
         yield f"final_norm={config.final_norm}"
+    if config.class_token and config.pool != "cls":
+        yield f"pool={config.pool} beside a class token"
     if config.class_token and config.pos_embed_tokens != "patches":
         yield "a position for the class token (format google has it)"
 
 
-def vit_pytorch_misfits(config: TransformerConfig) -> Iterator[str]:
-    """What vit-pytorch's model cannot be told to be."""
+def transformer_misfits(config: TransformerConfig) -> Iterator[str]:
+    """What vit-pytorch's Transformer cannot be told to be."""
     yield from standard_misfits(config)
     if config.qkv_bias:
         yield "qkv_bias=true"
-    if config.pool == "mean_patches" and config.class_token:
-        yield "pool=mean_patches beside a class token"
+    as_wide = config.num_heads == 1 and config.block.head_dim == config.embed_dim
+    if config.attn_proj == as_wide:
+        yield "attn_proj=true for one head as wide as the tokens" if as_wide else "attn_proj=false"
+
+
+def vit_pytorch_misfits(config: ViTConfig) -> Iterator[str]:
+    """What vit-pytorch's ViT cannot be told to be."""
+    yield from transformer_misfits(config)
+    if config.patch_embed != "norm_linear_norm":
+        yield f"patch_embed={config.patch_embed}"
+    if config.final_norm == "pooled":
+        yield "final_norm=pooled, which it had before release 1.7.0"
+    if config.class_token and config.pos_embed_tokens != "all":
+        yield "pos_embed_tokens=patches"
+    if config.class_token and config.pool.startswith("mean"):
+        yield f"pool={config.pool} beside a class token"
 
 
 MISFITS: dict[str, Callable[[ViTConfig], Iterator[str]]] = {
@@ -247,9 +292,9 @@ MISFITS: dict[str, Callable[[ViTConfig], Iterator[str]]] = {
     "google": google_misfits,
     "big_vision": big_vision_misfits,
     "vit_pytorch": vit_pytorch_misfits,
-    "dino": timm_misfits,
-    "mae": timm_misfits,
-    "deit": timm_misfits,
+    "dino": mae_misfits,
+    "mae": mae_misfits,
+    "deit": deit_misfits,
     "timm": timm_misfits,
 }
 
@@ -263,8 +308,7 @@ def infer_timm(clues: Clues) -> Fields | None:
     dim, in_channels, *patch_size = kernel
     class_token, dist_token = "cls_token" in shapes, "dist_token" in shapes
     prefix, positions = class_token + dist_token, shapes["pos_embed"][1]
-    # timm's no_embed_class has positions for the patches alone, whose number is a square.
-    of_patches = class_token and is_square(positions) and not is_square(positions - prefix)
+    of_patches = class_token and patches_alone(positions, prefix, patch_size, clues.given)
     depth = count(shapes, "blocks.{}.norm1.weight")
     pooled = "fc_norm.weight" in shapes
     fields: Fields = {
@@ -290,6 +334,22 @@ def infer_timm(clues: Clues) -> Fields | None:
         fields["image_size"] = (side * patch_size[0], side * patch_size[1])
     usual = Preprocess(crop_fraction=0.9) if dist_token else AUGREG
     return {**fields, **statistics(in_channels, timm_preprocess(clues, usual))}
+
+
+def patches_alone(
+    positions: int, prefix: int, patch_size: Sequence[int], given: Mapping[str, Any]
+) -> bool:
+    """Whether the tokens before the patches have no positions (timm's ``no_embed_class``).
+
+    If the caller does not say, nor how large the image is, the number of patches is a square.
+    """
+    if "pos_embed_tokens" in given:
+        return given["pos_embed_tokens"] == "patches"
+    if "image_size" in given:
+        size = given["image_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        return positions == (height // patch_size[0]) * (width // patch_size[1])
+    return is_square(positions) and not is_square(positions - prefix)
 
 
 def timm_preprocess(clues: Clues, usual: Preprocess) -> Preprocess:
@@ -330,8 +390,8 @@ def infer_mae(clues: Clues) -> Fields | None:
 
 
 def infer_deit(clues: Clues) -> Fields | None:
-    """DeiT: under ``model``."""
-    return usual_statistics(clues, "deit", clues.wrapper == "model")
+    """DeiT: under ``model``, and while it trains their averages under ``model_ema``."""
+    return usual_statistics(clues, "deit", clues.wrapper in ("model", "model_ema"))
 
 
 def headless(clues: Clues) -> bool:

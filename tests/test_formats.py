@@ -1,0 +1,229 @@
+"""Every rename table over every config: what it can hold comes back bit for bit, the rest is told.
+
+Whether the library of a format reads what is written here is asked in ``parity_tests``.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isovit.errors import InputError
+from isovit.spec.config import Config
+from isovit.spec.families import param_tree
+from isovit.spec.initialize import probe
+from isovit.weight_convert.checkpoint import Checkpoint
+from isovit.weight_convert.formats import FORMATS, rename_table
+from isovit.weight_convert.store import inspect, load, save
+from parity_tests.oracles.fitting import FOREIGN, drawn, fitting
+from tests.small import T2T, VIT
+
+FEW = settings(max_examples=10)
+dtypes = st.sampled_from([np.float32, np.float64, ml_dtypes.bfloat16])
+tables = pytest.mark.parametrize(("family", "name"), FOREIGN, ids=map("-".join, FOREIGN))
+
+
+def misfits(name: str, config: Config) -> list[str]:
+    """What a format says against a config."""
+    family = import_module(f"isovit.weight_convert.families.{config.family}")
+    return list(family.MISFITS[name](config))
+
+
+def weights(config: Config, dtype: Any) -> dict[str, np.ndarray]:
+    return {path: array.astype(dtype) for path, array in probe(config).items()}
+
+
+def assert_same(found: Any, wanted: dict[str, np.ndarray]) -> None:
+    assert list(found) == list(wanted)
+    for path, array in wanted.items():
+        assert found[path].dtype == array.dtype, path
+        assert found[path].tobytes() == array.tobytes(), path
+
+
+def assert_comes_back(name: str, subject: Checkpoint, suffix: str) -> None:
+    """Write to a file and read from it, with what the file says of itself and no more."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"model{suffix}"
+        save(subject, path, name)
+        found, about = load(path), inspect(path)
+    assert found.config == subject.config
+    assert (found.source.format, about.format, about.problems) == (name, name, ())
+    assert_same(found.weights, subject.weights)
+
+
+@tables
+@FEW
+@given(data=st.data(), dtype=dtypes)
+def test_what_a_format_holds_comes_back_bit_for_bit(
+    family: str, name: str, data: st.DataObject, dtype: Any
+) -> None:
+    config = data.draw(fitting(family, name))
+    assert misfits(name, config) == []
+    params, wanted = param_tree(config).parameters(), weights(config, dtype)
+    table, layout = rename_table(name, config), FORMATS[name].layout
+    written = table.write(params, wanted, layout)
+    # Were two parameters written under one name, numbers would be missing.
+    assert sum(array.size for array in written.values()) == sum(a.size for a in wanted.values())
+    assert {key: array.shape for key, array in written.items()} == written.shapes
+    assert_same(table.read(params, dict(written), layout), wanted)
+    suffix = data.draw(st.sampled_from(FORMATS[name].suffixes))
+    assert_comes_back(name, Checkpoint(config, wanted), suffix)
+
+
+@tables
+@FEW
+@given(data=st.data())
+def test_any_config_comes_back_or_is_refused(family: str, name: str, data: st.DataObject) -> None:
+    config = data.draw(drawn(family))
+    refused = ""
+    try:
+        assert_comes_back(name, Checkpoint(config, probe(config)), FORMATS[name].suffixes[0])
+    except InputError as error:
+        refused = str(error)
+    assert not refused or re.match(refusal(name), refused)
+    assert refused or not misfits(name, config)
+
+
+def refusal(name: str, reason: str = "") -> str:
+    """How a config is refused: by the format, or by its table, which has no row for a parameter."""
+    return f"(format {name} cannot hold this model: it has|the format has no place for) .*{reason}"
+
+
+POOLED, TOKENS = dict(pool="mean_patches"), dict(pos_embed_tokens="patches")
+DENSE: dict[str, Any] = dict(
+    patch_embed="norm_linear_norm", qkv_bias=False, norm_eps=1e-5, head_dim=5
+)
+FULL: dict[str, Any] = dict(
+    image_size=14, t2t_layers=((3, 2, 1), (3, 1, 0)), token_mixer="full", pos_embed="learned",
+    head_dim=5,
+)  # fmt: skip
+OFFICIAL: dict[str, Any] = dict(
+    image_size=32, t2t_layers=((7, 4, 2), (3, 2, 1), (3, 2, 1)), token_mlp_dim=6
+)
+DISTILLED = dict(dist_token=True, dist_head=True)
+
+# A config that each format holds, and one change after another under which it does not.
+REFUSED: dict[str, tuple[Config, list[tuple[dict[str, Any], str]]]] = {
+    "timm": (
+        VIT,
+        [
+            (dict(attn_scale=0.3), "attn_scale"),
+            (dict(head_dim=5), "heads that do not fill embed_dim"),
+            (dict(attn_proj=False), "attn_proj"),
+            (dict(patch_embed="norm_linear_norm"), "patch_embed"),
+            (dict(final_norm="none"), "final_norm=none"),
+            (dict(pool="mean"), "pool=mean over class token"),
+            (dict(pre_logits_dim=7), "pre_logits"),
+            (dict(dist_token=True), "dist_token"),
+            (DISTILLED | TOKENS, "pos_embed_tokens"),
+        ],
+    ),
+    "deit": (
+        VIT,
+        [
+            (dict(layer_scale_init=0.1), "layer_scale"),
+            (TOKENS, "pos_embed_tokens"),
+            (dict(class_token=False, **POOLED), "class_token"),
+            (dict(dist_token=True), "dist_token"),
+        ],
+    ),
+    "mae": (VIT, [(dict(layer_scale_init=0.1), "layer_scale"), (DISTILLED, "dist_token")]),
+    "dino": (VIT, [(dict(layer_scale_init=0.1), "layer_scale"), (DISTILLED, "dist_token")]),
+    "hf": (
+        VIT,
+        [
+            (dict(class_token=False, **POOLED), "class_token=false"),
+            (POOLED, "pool=mean_patches"),
+            (dict(final_norm="pooled"), "final_norm=pooled"),
+            (TOKENS, "pos_embed_tokens"),
+            (dict(layer_scale_init=0.1), "layer_scale"),
+            (dict(pre_logits_dim=7), "pre_logits"),
+            (dict(patch_embed="norm_linear_norm"), "patch_embed"),
+        ],
+    ),
+    "google": (
+        VIT,
+        [
+            (dict(qkv_bias=False), "qkv_bias=false"),
+            (POOLED, "pool=mean_patches"),
+            (TOKENS, "pos_embed_tokens"),
+            (dict(final_norm="pooled"), "final_norm=pooled"),
+            (dict(layer_scale_init=0.1), "layer_scale"),
+            (dict(dist_token=True), "dist_token"),
+            (dict(patch_embed="norm_linear_norm"), "patch_embed"),
+        ],
+    ),
+    "big_vision": (
+        VIT.replace(**TOKENS),
+        [
+            (dict(qkv_bias=False), "qkv_bias=false"),
+            (POOLED, "pool=mean_patches"),
+            (dict(pos_embed_tokens="all"), "position for the class token"),
+            (dict(layer_scale_init=0.1), "layer_scale"),
+        ],
+    ),
+    "vit_pytorch": (
+        VIT.replace(**DENSE),
+        [
+            (dict(patch_embed="conv"), "patch_embed"),
+            (dict(qkv_bias=True), "qkv_bias"),
+            (TOKENS, "pos_embed_tokens"),
+            (POOLED, "pool=mean_patches"),
+            (dict(pool="mean"), "class token"),
+            (dict(final_norm="pooled"), "final_norm"),
+            (dict(num_heads=1, head_dim=12), "attn_proj"),
+            (dict(head_dim=None, attn_proj=False), "attn_proj"),
+            (dict(layer_scale_init=0.1), "layer_scale"),
+            (dict(dist_token=True), "dist_token"),
+            (dict(pre_logits_dim=7), "pre_logits"),
+        ],
+    ),
+    "vit_pytorch of T2T-ViT": (
+        T2T.replace(**FULL),
+        [
+            (dict(token_mixer="performer"), "token_mixer"),
+            (dict(image_size=(14, 15)), "not square"),
+            (dict(t2t_layers=((3, 2, 0), (3, 1, 0))), "padding"),
+            (dict(class_token=False, pool="mean"), "class_token"),
+            (dict(final_norm="pooled"), "final_norm"),
+            (dict(num_classes=0), "num_classes"),
+            (dict(layer_scale_init=0.1), "layer_scale"),
+            (dict(qkv_bias=True), "qkv_bias"),
+        ],
+    ),
+    "yitu": (
+        T2T.replace(**OFFICIAL),
+        [
+            (dict(t2t_layers=((3, 2, 1),)), "t2t_layers"),
+            (dict(image_size=40), "multiple of 16"),
+            (dict(token_mlp_dim=7), "token_mlp_dim"),
+            (dict(performer_features=2), "performer_features"),
+            (dict(performer_eps=1e-6), "performer_eps"),
+            (dict(token_mixer="transformer", token_scale="token_dim"), "token_scale"),
+            (dict(head_dim=5), "fill embed_dim"),
+            (dict(layer_scale_init=0.1), "layer_scale"),
+            (dict(pool="mean"), "pool"),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_a_format_cannot_hold_is_refused_by_name(case: str, tmp_path: Path) -> None:
+    name, (config, changes) = case.partition(" ")[0], REFUSED[case]
+    suffix = FORMATS[name].suffixes[0]
+    assert_comes_back(name, Checkpoint(config, probe(config)), suffix)
+    for change, reason in changes:
+        other = config.replace(**change)
+        with pytest.raises(InputError, match=refusal(name, reason)):
+            save(Checkpoint(other, probe(other)), tmp_path / f"model{suffix}", name)
+    assert not list(tmp_path.iterdir())
