@@ -295,7 +295,7 @@ def test_options_that_take_several_values_may_be_given_once() -> None:
 def test_without_a_verb_the_help_is_shown(run) -> None:
     outcome = run("--help")
     assert outcome.code == 0
-    verbs = ("list", "show", "init", "inspect", "convert", "run", "parity")
+    verbs = ("list", "show", "init", "inspect", "convert", "run", "parity", "bench", "choose")
     assert all(f" {verb} " in outcome.out for verb in verbs)
 
 
