@@ -281,14 +281,12 @@ class Published:
         variant: whose sizes it has.
         write: puts foreign arrays into a folder; gives the path to load.
         changes: fields in which the file's model differs from the variant.
-        named: whether it is the variant, but for classes and preprocessing.
     """
 
     format: str
     variant: str
     write: Write
     changes: dict[str, Any] = field(default_factory=dict)
-    named: bool = True
 
 
 PUBLISHED: dict[str, Published] = {
@@ -305,14 +303,12 @@ PUBLISHED: dict[str, Published] = {
         "vit_ti16",
         hf_folder(num_attention_heads=3, layer_norm_eps=1e-12, hidden_act="gelu", image_size=224),
         {"norm_eps": 1e-12, "preprocess": SQUASHED},
-        named=False,
     ),
     "google": Published(
         "google",
         "vit_ti16",
         npz,
         {"activation": "gelu_tanh", "init_scheme": "vit_jax", "preprocess": SQUASHED},
-        named=False,
     ),
     "yitu": Published("yitu", "t2t_vit_7", pth()),
     "yitu of CIFAR": Published(
@@ -333,5 +329,4 @@ def test_a_published_size_needs_no_option_and_is_named(case: str, tmp_path: Path
     zeros = {path: np.zeros(param.shape, np.float16) for path, param in params.items()}
     about = inspect(file.write(tmp_path, foreign(file.format, config, zeros)))
     assert (about.format, about.config, about.problems) == (file.format, config, ())
-    if file.named:
-        assert about.variant == file.variant
+    assert about.variant == file.variant

@@ -62,7 +62,7 @@ def test_every_variant_survives_toml_and_is_recognised_with_other_classes(
         ("vit_b16", {"in_channels": 1}, None),
     ],
 )
-def test_a_variant_is_recognised_by_all_but_classes_and_preprocessing(
+def test_a_variant_is_recognised_by_what_makes_it_another_model(
     name: str, changes: dict[str, Any], found: str | None
 ) -> None:
     assert variant_name(config(name, **changes)) == found

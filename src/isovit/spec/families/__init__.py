@@ -60,17 +60,24 @@ def variant_config(name: str) -> Config:
     raise InputError(f"no model named {name!r}; {hint}")
 
 
-def variant_name(config: Config) -> str | None:
-    """The published variant of a config, whatever its classes and preprocessing; None if none.
+# What libraries and users change without making another model of it.
+FREE = ("num_classes", "image_size", "preprocess", "norm_eps", "activation", "init_scheme")
 
-    Of variants that differ in preprocessing alone (``vit_b16``, ``deit_b16``) it is the one with
-    that of the config, or else the first.
+
+def variant_name(config: Config) -> str | None:
+    """The published variant of which a config is a form; None if of none.
+
+    Its classes, image size, preprocessing, epsilon, GELU and initialisation may be others: the same
+    weights have another epsilon in another library. Of several variants (``vit_b16``, ``deit_b16``)
+    it is the one with most of these in common.
     """
     wanted = config.to_dict()
-    free = {key: wanted[key] for key in ("num_classes", "preprocess")}
-    same = [name for name, variant in variants().items() if variant.to_dict() | free == wanted]
-    own = [name for name in same if variants()[name].preprocess == config.preprocess]
-    return next(iter(own + same), None)
+    free = {key: wanted[key] for key in FREE if key in wanted}
+    rows = {name: variant.to_dict() for name, variant in variants().items()}
+    same = [name for name, row in rows.items() if row | free == wanted]
+    return max(
+        same, key=lambda name: sum(rows[name][key] == free[key] for key in free), default=None
+    )
 
 
 def config(name: str, **changes: Any) -> Config:
