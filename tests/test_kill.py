@@ -1,6 +1,5 @@
 """``kill -9`` in the midst of a conversion: the target is absent, the old file, or the new one.
 
-
 A process with everything imported forks a child for each conversion and kills it at a random moment
 of the time that a whole one takes, so that most moments fall into the writing.
 """
