@@ -48,8 +48,8 @@ pytestmark = pytest.mark.oracles
 
 # The search over configs is that of ``test_forward``; here it is over the rows of the tables.
 EXAMPLES = settings.default.max_examples
-FEWER = settings(max_examples=max(5, EXAMPLES // 2))
-FEW = settings(max_examples=max(2, EXAMPLES // 5))  # for each of many parameters
+FEWER = settings(max_examples=max(3, EXAMPLES // 4))
+FEW = settings(max_examples=max(2, EXAMPLES // 10))  # for each of many parameters
 
 State = dict[str, torch.Tensor]
 Arrays = dict[str, np.ndarray]
