@@ -45,7 +45,7 @@ def run(session: nox.Session, program: str, *arguments: str, **settings: str) ->
     session.run(str(path), *arguments, env={"JAX_PLATFORMS": "cpu", **settings}, external=True)
 
 
-COMPILED = {"flax": "dev", "keras:jax": "dev"}
+COMPILED = {"flax": "quick", "keras:jax": "quick"}
 """Fewer examples for those that compile each of them; ``nightly`` is for every backend."""
 
 
