@@ -6,42 +6,68 @@ import hashlib
 import os
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import nox
 
 nox.needs_version = ">=2025.2.9"
-nox.options.sessions = ["lint", "types", "tests", "parity", "parity_keras", "proof"]
+nox.options.sessions = ["lint", "types", "tests", "parity", "parity_keras", "proof", "export_jax"]
 nox.options.error_on_external_run = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 ENGINES = ["tensorflow", "jax", "torch"]
 ALL_BACKENDS = ["torch", "flax", *(f"keras:{engine}" for engine in ENGINES)]
-GROUPS = ("test", "oracles", "lint", "types")
 
 
-def environment(session: nox.Session) -> Path:
-    """The one environment that all sessions share, brought up to date; gives its programs' folder.
+class Environment(NamedTuple):
+    """What is installed beside isovit: its extras, dependency groups, and constraints left out."""
+
+    extras: str
+    groups: tuple[str, ...]
+    free: tuple[str, ...] = ()
+
+
+SHARED = "isovit"
+ENVIRONMENTS = {
+    SHARED: Environment("all", ("test", "oracles", "lint", "types")),
+    # jax2onnx holds orbax-checkpoint at an older release: docs/decisions/onnx-extras.md.
+    "jax2onnx": Environment("flax,keras,onnx-jax", ("test",), free=("orbax-checkpoint",)),
+    # torchax for this torch is a nightly release: docs/devices.md.
+    "torchax": Environment("torchax", ("test",)),
+}
+
+
+def environment(session: nox.Session, name: str = SHARED) -> Path:
+    """An environment, brought up to date; gives its programs' folder.
 
     Three frameworks take three gigabytes: an environment for each session would take twenty.
     """
-    folder = Path(".nox/isovit").absolute()
+    folder, content = Path(".nox", name).absolute(), ENVIRONMENTS[name]
     programs = folder / ("Scripts" if sys.platform == "win32" else "bin")
     wanted = hashlib.sha256()
-    for name in ("pyproject.toml", "constraints.txt"):
-        wanted.update(Path(name).read_bytes())
+    for file in ("pyproject.toml", "constraints.txt"):
+        wanted.update(Path(file).read_bytes())
     stamp = folder / "installed"
     if not stamp.exists() or stamp.read_text(encoding="utf-8") != wanted.hexdigest():
         session.run(sys.executable, "-m", "venv", "--clear", str(folder), external=True)
-        packages = [p for group in GROUPS for p in nox.project.dependency_groups(PROJECT, group)]
-        command = ["-m", "pip", "install", "--quiet", "-c", "constraints.txt", "-e", ".[all]"]
-        session.run(str(programs / "python"), *command, *packages, external=True)
+        lines = Path("constraints.txt").read_text(encoding="utf-8").splitlines()
+        pins = [line for line in lines if line.partition("==")[0] not in content.free]
+        constraints = folder / "constraints.txt"
+        constraints.write_text("\n".join(pins), encoding="utf-8")
+        groups = [nox.project.dependency_groups(PROJECT, group) for group in content.groups]
+        packages = [package for group in groups for package in group]
+        command = ["-m", "pip", "install", "--quiet", "-c", str(constraints)]
+        target = ["-e", f".[{content.extras}]"]
+        session.run(str(programs / "python"), *command, *target, *packages, external=True)
         stamp.write_text(wanted.hexdigest(), encoding="utf-8")
     return programs
 
 
-def run(session: nox.Session, program: str, *arguments: str, **settings: str) -> None:
-    """Run a program of the shared environment."""
-    path = environment(session) / program
+def run(
+    session: nox.Session, program: str, *arguments: str, where: str = SHARED, **settings: str
+) -> None:
+    """Run a program of an environment."""
+    path = environment(session, where) / program
     session.run(str(path), *arguments, env={"JAX_PLATFORMS": "cpu", **settings}, external=True)
 
 
@@ -94,11 +120,33 @@ def parity_keras(session: nox.Session, engine: str) -> None:
 
 
 @nox.session(python=False)
+def export_jax(session: nox.Session) -> None:
+    """ONNX from Flax and from Keras on JAX, in an environment of its own."""
+    run(session, "python", "-c", "import jax2onnx", where="jax2onnx")
+    options = ["-m", "jax2onnx", *session.posargs]
+    run(session, "pytest", "tests/test_export.py", *options, where="jax2onnx")
+
+
+@nox.session(python=False)
+def torchax(session: nox.Session) -> None:
+    """Torch by torchax, the way to a TPU, in an environment of its own; not part of CI."""
+    run(session, "python", "-c", "import torchax", where="torchax")
+    options = ["--backend", "torch", *session.posargs]
+    run(session, "pytest", "parity_tests/test_torchax.py", *options, where="torchax")
+
+
+@nox.session(python=False)
 def proof(session: nox.Session) -> None:
     """The published models in float64 through all backends, gradients included."""
     for model in session.posargs or ["t2t_vit_7"]:
         backends = ["--backends", ",".join(ALL_BACKENDS)]
         run(session, "isovit", "parity", model, "--gradients", "--trace", *backends)
+
+
+@nox.session(python=False)
+def fuzz(session: nox.Session) -> None:
+    """The nightly 20,000 broken checkpoints; ``tests`` runs the first 500 of them."""
+    run(session, "python", "-m", "tests.fuzz", *(session.posargs or ["--cases", "20000"]))
 
 
 @nox.session(python=False)

@@ -1,5 +1,7 @@
 """Redraw the tables of the docs from the records: ``python benchmarks/tables.py [ERRORS.jsonl]``.
 
+Speed beside the public code is measured by ``benchmarks/peers.py``, a file for each device.
+
 Errors of formats are measured by the parity suite, which adds a line for each comparison to the
 file that ISOVIT_FORMAT_ERRORS names; given here, they become the record first.
 """
@@ -13,6 +15,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ERRORS = ROOT / "benchmarks" / "results" / "format-errors.json"
 PAGE = ROOT / "docs" / "formats.md"
+PEERS = "peers-*.json"
+SPEED = ROOT / "docs" / "speed.md"
+LANES = ("public eager", "public onnxruntime", "torch eager", "flax jit", "keras:tensorflow graph",
+         "keras:tensorflow xla", "keras:jax jit", "keras:torch eager",
+         "onnx onnxruntime")  # fmt: skip
 BACKENDS = ("torch", "flax", "keras:tensorflow", "keras:jax", "keras:torch")
 
 Errors = dict[str, dict[str, float]]
@@ -58,12 +65,60 @@ def drawn(text: str) -> str:
     return replaced(text, "errors", table(load()))
 
 
+def speed_tables() -> str:
+    """Each device that was measured, as Markdown."""
+    return "\n\n".join(map(speed_table, sorted(ERRORS.parent.glob(PEERS))))
+
+
+def speed_table(path: Path) -> str:
+    """A device: a table for each mode, of times, factors and utilisation."""
+    run = json.loads(path.read_text(encoding="utf-8"))
+    device, products = run["device"], run["products"]
+    best = max(product["gflops"] for product in products)
+    rates = ", ".join(f"{product['library']} {product['gflops']:.0f}" for product in products)
+    lines = [
+        f"### {device['processor']}, {device['cores']} cores, {device['clock_mhz']} MHz",
+        "",
+        f"Products of 2048³ in float32, GFLOP/s: {rates}. Measured {run['started'][:10]}.",
+    ]
+    for mode, title in (("infer", "Inference"), ("train", "A step of training")):
+        records = [r for r in run["records"] if r["case"]["mode"] == mode and r["result"]]
+        if not records:
+            continue
+        models = list(dict.fromkeys(r["case"]["model"] for r in records))
+        lines += ["", f"{title}, batch {records[0]['case']['batch']}:", ""]
+        lines += [f"| | {' | '.join(models)} |", f"|---|{'---|' * len(models)}"]
+        times = {
+            (f"{r['case']['backend']} {r['case']['way']}", r["case"]["model"]): r for r in records
+        }
+        for lane in LANES:
+            cells = [_cell(times, lane, model, best) for model in models]
+            if any(cells):
+                lines.append(f"| {lane} | {' | '.join(cell or '–' for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(times: dict[tuple[str, str], dict], lane: str, model: str, best: float) -> str:
+    """Milliseconds, how many times as fast as the public code, and utilisation of inference."""
+    record, public = times.get((lane, model)), times.get((LANES[0], model))
+    if record is None or public is None:
+        return ""
+    result, milliseconds = record["result"], record["result"]["step"]["median_ms"]
+    text = f"{milliseconds:.0f} ms, {public['result']['step']['median_ms'] / milliseconds:.2f}×"
+    if record["case"]["mode"] == "train":
+        return f"{text}, {result['host_bytes'] / 1e6:.0f} MB"
+    return f"{text}, {result['operations'] / milliseconds / 1e6 / best:.2f}"
+
+
 def main() -> None:
     """Make the record if lines are given, and redraw the page."""
     for path in sys.argv[1:]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
         ERRORS.write_text(json.dumps(collect(lines), indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(drawn(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    SPEED.write_text(
+        replaced(SPEED.read_text(encoding="utf-8"), "speed", speed_tables()), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ class Subject:
             import keras
 
             return keras.ops.convert_to_numpy(tensor)
-        return np.asarray(tensor.detach() if self.framework == "torch" else tensor)
+        return np.asarray(tensor.detach() if hasattr(tensor, "detach") else tensor)
 
     def seed(self) -> None:
         """Make dropout repeatable; Flax's models always start from one seed. Call before build."""

@@ -137,6 +137,14 @@ def logits(
 # State dicts
 
 
+def assert_same(a: nn.Module, b: nn.Module) -> None:
+    """The same weights, bit for bit; the outputs' last bit hangs on where weights lie in memory."""
+    ours, theirs = a.state_dict(), b.state_dict()
+    assert theirs.keys() - ours.keys() <= {"pooler.dense.weight", "pooler.dense.bias"}
+    for name, tensor in ours.items():
+        assert torch.equal(tensor.double(), theirs[name].double()), name
+
+
 def check(backend: Subject, format: str, make: Callable[..., nn.Module], pair: Pair) -> None:
     """Compare an original with a backend, and the original with itself after a round trip."""
     torch.manual_seed(0)  # of what ``randomised`` leaves: the performer's features
@@ -149,7 +157,8 @@ def check(backend: Subject, format: str, make: Callable[..., nn.Module], pair: P
         isovit.save(ours, path / "ours.safetensors", format)
         again = make(**pair.arguments).eval()
         again.load_state_dict(load_file(path / "ours.safetensors"), strict=True)
-    np.testing.assert_array_equal(logits(again, images), wanted)
+    assert_same(again, original)
+    assert_outputs_agree(logits(again, images), wanted)
 
 
 @FEWER
@@ -354,7 +363,8 @@ def test_forms_of_timm_names(backend: Subject, name: str, pytestconfig: pytest.C
         content = torch.load(path / "ours.pth", weights_only=True)
         again = make(**arguments).eval()
         again.load_state_dict(content[FORMATS[form.format].wrapper], strict=True)
-    np.testing.assert_array_equal(logits(again, images), wanted)
+    assert_same(again, original)
+    assert_outputs_agree(logits(again, images), wanted)
 
 
 # Folders of transformers
@@ -412,7 +422,8 @@ def test_hf(
         again, info = cls.from_pretrained(path / "ours", output_loading_info=True, **arguments)
     assert all(np.array_equal(named.weights[name], found.weights[name]) for name in found.weights)
     assert not any(info.values()), info
-    np.testing.assert_array_equal(logits(again.eval(), images, **options), wanted)
+    assert_same(again, original)
+    assert_outputs_agree(logits(again.eval(), images, **options), wanted)
 
 
 def in_memory(pair: Pair) -> Pair:

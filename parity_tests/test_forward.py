@@ -13,11 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isovit.backends import get_backend
+from isovit.parity.compare import error
 from isovit.spec.families import FAMILIES
 from parity_tests.agreement import assert_traces_agree
 from parity_tests.oracles.arrays import reference
 from parity_tests.strategies import Case, cases
 from parity_tests.subject import Subject
+
+Trace = dict[str, np.ndarray]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -34,12 +37,30 @@ def test_float32_is_as_close_as_rounding_allows(
 ) -> None:
     # One logit may come out near zero by chance, and then has any relative error; eight do not.
     case = replace(data.draw(cases(family)), batch=8)
-    found = backend.trace(case, "float32")
+    found, wanted = backend.trace(case, "float32"), _wanted(backend, case, "float32")
     assert {array.dtype for array in found.values()} == {np.dtype(np.float32)}
-    assert_traces_agree(found, _wanted(backend, case, "float32"), "float32")
+    try:
+        assert_traces_agree(found, wanted, "float32")
+    except AssertionError as parted:
+        again = backend.trace(case, "float32"), _wanted(backend, case, "float32")
+        raise AssertionError(f"{parted}; {_who(case, (found, wanted), again)}") from None
 
 
-def _wanted(backend: Subject, case: Case, dtype: str) -> dict[str, np.ndarray]:
+def _who(case: Case, traces: tuple[Trace, Trace], again: tuple[Trace, Trace]) -> str:
+    """Which of two backends is far from float64, and whether a second run gives the same bits."""
+    exact = reference(case.config, case.weights, case.images)
+    return ", ".join(
+        f"{name}: {max(error(trace[path], exact[path]) for path in exact):.1e} from float64, a "
+        f"second run {'repeats it' if _same(trace, other) else 'does not repeat it'}"
+        for name, trace, other in zip(("found", "wanted"), traces, again, strict=True)
+    )
+
+
+def _same(a: Trace, b: Trace) -> bool:
+    return all(np.array_equal(a[path], b[path]) for path in a)
+
+
+def _wanted(backend: Subject, case: Case, dtype: str) -> Trace:
     if backend.name == "torch":
         return reference(case.config, case.weights, case.images)
     return Subject("torch", get_backend("torch")).trace(case, dtype)

@@ -19,9 +19,14 @@ pytestmark = [
 
 
 def ways(backend: Subject, name: str) -> list[str]:
-    """The ways that can be tried here: torch.compile needs a C++ compiler, and a minute a model."""
+    """The ways that can be tried here.
+
+    torch.compile needs a C++ compiler, and a minute a model; torchax a process without it, so that
+    ``test_torchax`` has it.
+    """
     compiler = (shutil.which("g++") or shutil.which("clang++")) and name == "vit_timm"
-    return [way for way in backend.runtime.WAYS if way != "compile" or compiler]
+    absent = {"torchax"} if compiler else {"torchax", "compile"}
+    return [way for way in backend.runtime.WAYS if way not in absent]
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:

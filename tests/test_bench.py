@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,12 +12,13 @@ import pytest
 
 from isovit.benchmarks import driver
 from isovit.benchmarks.choose import START, choose
-from isovit.benchmarks.device import facts
 from isovit.benchmarks.measure import LEAST, WARM_UP, measure, summary
-from isovit.benchmarks.records import Case, Product, Record, Result, Run, Timing, load_run
-from isovit.benchmarks.report import page
+from isovit.benchmarks.records import Case, Record, Run, Timing, load_run
+from isovit.benchmarks.report import write_run
 from isovit.benchmarks.worker import PRODUCTS
+from isovit.cli.output import print_table
 from isovit.errors import InputError
+from tests.measured import a_run, record
 from tests.outcome import Outcome
 from tests.small import SMALL
 
@@ -60,21 +61,6 @@ def test_the_interval_holds_the_true_median_19_times_in_20(n: int) -> None:
     intervals = [summary(list(sample)) for sample in samples]
     held = np.mean([timing.low_ms <= 1 <= timing.high_ms for timing in intervals])
     assert 0.94 <= held <= 0.995
-
-
-def record(backend: str, ms: float, batch: int = 1, spread: float = 0.01, **case: Any) -> Record:
-    timing = Timing(median_ms=ms, low_ms=ms * (1 - spread), high_ms=ms * (1 + spread), repeats=9)
-    result = Result(step=timing, build_s=1, first_call_s=2, transfer_ms=0.1, device_bytes=None,
-                    host_bytes=int(ms * 1e6), operations=int(2e9), weight_bytes=10)  # fmt: skip
-    return Record(
-        case=Case(model="m", backend=backend, way="eager", batch=batch, **case), result=result
-    )
-
-
-def a_run(*records: Record) -> Run:
-    products = [Product(library="a", gflops=200.0), Product(library="b", gflops=400.0)]
-    return Run(command="isovit bench m", started="2026", device=facts(), products=products,
-               records=list(records))  # fmt: skip
 
 
 def test_utilisation_is_of_the_best_product_of_any_library() -> None:
@@ -136,14 +122,15 @@ def test_the_code_to_start_from_is_python(backend: str) -> None:
     compile(START[backend].format(backend=backend, engine="jax", file="f"), "start", "exec")
 
 
-def test_the_page_has_every_figure_and_loads_nothing() -> None:
+def test_the_page_has_every_figure(tmp_path: Path) -> None:
     broken = Record(case=Case(model="m", backend="flax", way="jit"), error="<no> memory")
-    text = page(a_run(record("torch", 12.345), record("torch", 40.0, batch=8), broken))
-    assert "<td>12.35</td>" in text
-    assert "&lt;no&gt; memory" in text
-    assert text.count("<polyline") == 1
-    assert "http" not in text
-    assert "<script" not in text
+    subject = a_run(record("torch", 12.345), record("torch", 40.0, batch=8), broken)
+    write_run(subject, tmp_path / "a.html")
+    text = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert '<td class="n">12.35</td>' in text
+    assert "flax jit, batch 1, did not run: &lt;no&gt; memory" in text
+    assert text.count("<figure>") == 3
+    assert len(re.findall("<polyline[^>]+></polyline><line", text)) == 3
 
 
 def test_a_way_that_is_unknown_is_refused_with_those_that_are() -> None:
@@ -157,6 +144,11 @@ def test_the_ways_are_those_of_the_backends() -> None:
     for name in ("torch", "flax", "keras:torch"):
         assert driver.WAYS[name] == get_backend(name).WAYS
     assert driver.LIBRARIES.keys() == PRODUCTS.keys()
+
+
+def test_a_table_prints_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["error"], [['pip install "isovit[torchax]"']])
+    assert 'pip install "isovit[torchax]"' in capsys.readouterr().out
 
 
 # The commands
@@ -197,10 +189,12 @@ def test_choose_ends_with_a_backend_and_code(
     tmp_path: Path,
 ) -> None:
     options = (*SMALL, "--backends", "torch", "--limit", "0.2", "--results", tmp_path / "a.json")
-    outcome = run("choose", "vit_s16", *options)
+    html = tmp_path / "a.html"
+    outcome = run("choose", "vit_s16", *options, "--report", html)
     assert outcome.code == 0, outcome.err
     assert outcome.out.startswith("vit_s16: take torch (")
     assert 'isovit.load("vit_s16.safetensors")' in outcome.out
+    assert "vit_s16: take torch (" in html.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -213,6 +207,7 @@ def test_choose_ends_with_a_backend_and_code(
         ("bench vit_s16 --backends caffe", "no backend named 'caffe'"),
         ("bench vit_s16 --out absent/a.json", "there is no folder absent"),
         ("choose vit_s16 --objective beauty", "--objective 'beauty': wanted latency, throughput"),
+        ("choose vit_s16 --report absent/a.html", "there is no folder absent"),
         ("choose absent.npz", "cannot read absent.npz"),
     ],
 )

@@ -28,6 +28,12 @@ def test_the_page_shows_the_record() -> None:
     assert all(f"| {key.replace(' ', ', ')} |" in page for key in tables.load())
 
 
+def test_the_page_of_speed_shows_the_records() -> None:
+    page = tables.SPEED.read_text(encoding="utf-8")
+    assert tables.replaced(page, "speed", tables.speed_tables()) == page
+    assert page.count("### ") == len(list(tables.ERRORS.parent.glob(tables.PEERS))) > 0
+
+
 def test_lines_of_the_suite_become_the_worst_of_each() -> None:
     lines = [
         f'{{"family": "vit", "format": "hf", "backend": "{name}", "error": {error}}}'

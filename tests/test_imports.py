@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-FRAMEWORKS = {"torch", "jax", "jaxlib", "flax", "keras", "tensorflow"}
+FRAMEWORKS = {"torch", "jax", "jaxlib", "flax", "keras", "tensorflow", "onnx", "onnxruntime"}
 HEAVY = {"scipy", "PIL", "h5py", "orbax", "safetensors", "ml_dtypes", "matplotlib", "pandas"}
 
 QUICK = {
@@ -54,7 +54,8 @@ def test_the_check_sees_a_heavy_module_where_one_is_loaded() -> None:
 
 
 def test_importing_a_backends_table_of_axes_loads_no_framework() -> None:
-    code = "; ".join(f"import isovit.backends.{name}.layout" for name in ("torch", "flax", "keras"))
+    names = ("torch", "flax", "keras", "onnx")
+    code = "; ".join(f"import isovit.backends.{name}.layout" for name in names)
     assert not loaded_by(code) & FRAMEWORKS
 
 

@@ -1,118 +1,212 @@
-"""``kill -9`` in the midst of a conversion: the target is absent, the old file, or the new one.
+"""Killed at any moment, a conversion leaves what was there or the whole new file, never a part.
 
-A process with everything imported forks a child for each conversion and kills it at a random moment
-of the time that a whole one takes, so that most moments fall into the writing.
+A process that has imported isovit forks one child after another; each converts, and is killed
+(SIGKILL, as the system does where memory runs out) after a time of its own.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import pytest
 
 import isovit
-from isovit.spec.initialize import init
-from isovit.weight_convert import files
+from isovit.spec.initialize import probe
 from isovit.weight_convert.checkpoint import Checkpoint
-from isovit.weight_convert.store import opened, save
+from isovit.weight_convert.store import load, save
+from tests.small import VIT
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL"),
+]
 
 MOMENTS = 50
-SUFFIXES = (".safetensors", ".npz")
 
+# Thirty megabytes in a hundred arrays: to write them takes much longer than all else.
+LARGE = isovit.config("vit_s16", depth=6, num_classes=10)
 
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "absent"
-
-
-def convert(source: Path, target: Path) -> None:
-    save(opened(source), target)
-
+FORKING = """
+import json, os, signal, sys, time
+from contextlib import contextmanager
+from isovit.cli import main
+import isovit.weight_convert.families.vit
+from isovit.weight_convert import files, huggingface, store
 
 @contextmanager
-def in_place(path: Path, folder: bool = False) -> Iterator[Path]:
-    """What ``files.replacing`` is there to prevent."""
+def in_place(path, folder=False):
     yield path
 
-
-def killed_after(delay_s: float, source: Path, target: Path) -> None:
-    """Convert in a child, and kill it."""
+for line in sys.stdin:
+    job = json.loads(line)
+    start = time.monotonic()
     child = os.fork()
-    if child == 0:
-        convert(source, target)
-        os._exit(0)
-    time.sleep(delay_s)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    if not child:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if job["in_place"]:
+            files.replacing = in_place
+        try:
+            main(job["words"])
+        except SystemExit as end:
+            os._exit(end.code)
+        os._exit(3)
+    if job["after_s"] is not None:
+        time.sleep(job["after_s"])
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    seconds = time.monotonic() - start
+    print(json.dumps({"code": os.waitstatus_to_exitcode(status), "seconds": seconds}), flush=True)
+"""
 
 
-def outcomes(folder: Path, suffix: str) -> Counter[str]:
-    """How often each state of the target was found, ``absent``, ``old``, ``new`` or ``torn``."""
-    source, target, old = folder / "source.npz", folder / f"a{suffix}", folder / f"old{suffix}"
-    convert(folder / "other.npz", old)
-    start = time.perf_counter()
-    convert(source, target)
-    whole_s = time.perf_counter() - start
-    names = {digest(old): "old", digest(target): "new", "absent": "absent"}
-    rng, found = random.Random(0), Counter[str]()
-    for moment in range(MOMENTS // len(SUFFIXES)):
-        target.unlink(missing_ok=True)
-        if moment % 2:
-            shutil.copy(old, target)
-        # The first two are over before the end, and long after it.
-        delay_s = (0.2 * whole_s, 5 * whole_s)[moment] if moment < 2 else rng.random() * whole_s * 2
-        killed_after(delay_s, source, target)
-        found[names.get(digest(target), "torn")] += 1
-        for left in folder.glob(f".{target.name}.*"):  # what a killed process cannot take away
-            shutil.rmtree(left)
+class Forking:
+    """The process that forks."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", FORKING],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def convert(
+        self, source: Path, target: Path, after_s: float | None = None, in_place: bool = False
+    ) -> dict[str, Any]:
+        """Convert; the exit code is that of the signal, negative, where the child was killed."""
+        words = ["convert", str(source), str(target), *(() if target.suffix else ("--to", "hf"))]
+        job = {"words": words, "after_s": after_s, "in_place": in_place}
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def forking() -> Iterator[Forking]:
+    server = Forking()
+    yield server
+    with server.process as process:
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("source") / "source.npz"
+    save(Checkpoint(LARGE, probe(LARGE)), path)
+    return path
+
+
+def content(path: Path) -> dict[str, bytes] | None:
+    """The bytes of a file, or of all files of a folder; None if there is neither."""
+    if not path.exists():
+        return None
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+
+def states(
+    forking: Forking, source: Path, target: Path, moments: int, *, in_place: bool = False
+) -> Counter[tuple[str, str]]:
+    """What is at the target before and after: ``absent``, ``old``, ``new``, or ``broken``."""
+    save(Checkpoint(VIT, probe(VIT)), target, None if target.suffix else "hf")
+    old = content(target)
+    for path in target.parent.iterdir():
+        remove(path)
+    durations = [forking.convert(source, target, in_place=in_place) for _ in range(3)]
+    assert [run["code"] for run in durations] == [0, 0, 0]
+    whole_s = sorted(run["seconds"] for run in durations)[1]
+    new = content(target)
+    assert new != old
+    names = {"absent": None, "old": old, "new": new}
+    rng = random.Random(0)
+    found: Counter[tuple[str, str]] = Counter()
+    for i in range(moments):
+        before = ("absent", "old")[i % 2]
+        for path in target.parent.iterdir():
+            remove(path)
+        restore(target, names[before])
+        after_s = whole_s * 1.5 * (i + rng.random()) / moments  # evenly, to well after the end
+        code = forking.convert(source, target, after_s, in_place=in_place)["code"]
+        assert code in (0, -9)
+        here = content(target)
+        after = next((name for name, wanted in names.items() if here == wanted), "broken")
+        assert code != 0 or after == "new", "it ended well without a new file"
+        beside = [path.name for path in target.parent.iterdir() if path != target]
+        assert all(name.startswith(f".{target.name}.") for name in beside), beside
+        found[before, after] += 1
+        found["killed", "while writing"] += bool(beside)
     return found
 
 
-def main() -> None:
-    folder, writer = Path(sys.argv[1]), sys.argv[2]
-    if writer == "in place":
-        files.replacing = in_place
-    found = {suffix: outcomes(folder, suffix) for suffix in SUFFIXES}
-    print(msgspec.json.encode(found).decode())
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
-def run(folder: Path, writer: str) -> dict[str, dict[str, int]]:
-    """The outcomes in a process that has no threads of others."""
-    config = isovit.config("vit_ti16", depth=6)
-    for name, seed in (("source", 1), ("other", 2)):
-        save(Checkpoint(config, init(config, seed)), folder / f"{name}.npz")
-    command = [sys.executable, "-m", "tests.test_kill", str(folder), writer]
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return msgspec.json.decode(done.stdout)
+def restore(target: Path, files: dict[str, bytes] | None) -> None:
+    for name, data in (files or {}).items():
+        path = target / name if name != "." else target
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_killed_conversion_leaves_the_old_file_or_the_whole_new_one(tmp_path: Path) -> None:
-    for suffix, found in run(tmp_path, "as it is").items():
-        assert found.keys() <= {"absent", "old", "new"}, suffix
-        assert found["new"] > 0, f"{suffix}: no conversion came to its end"
-        assert found.keys() & {"absent", "old"}, f"{suffix}: every conversion came to its end"
+def test_a_killed_conversion_leaves_the_old_file_or_the_whole_new_one(
+    forking: Forking, source: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "target.safetensors"
+    found = states(forking, source, target, MOMENTS)
+    while_writing = found.pop(("killed", "while writing"))
+    assert while_writing > MOMENTS // 5, found
+    assert found.keys() == {("absent", "absent"), ("absent", "new"), ("old", "old"), ("old", "new")}
+    assert found.total() == MOMENTS
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_writer_in_place_is_caught(tmp_path: Path) -> None:
-    found = run(tmp_path, "in place")
-    assert all(outcome.get("torn", 0) > 0 for outcome in found.values()), found
+def test_what_is_left_in_the_end_is_the_whole_model(
+    forking: Forking, source: Path, tmp_path: Path
+) -> None:
+    """After a killed conversion the next one does its work."""
+    target = tmp_path / "target.safetensors"
+    whole_s = forking.convert(source, target)["seconds"]
+    target.unlink()
+    assert forking.convert(source, target, whole_s / 2)["code"] == -9
+    assert forking.convert(source, target)["code"] == 0
+    found, wanted = load(target).weights, load(source).weights
+    assert list(found) == list(wanted)
+    assert all(found[name].tobytes() == wanted[name].tobytes() for name in wanted)
 
 
-if __name__ == "__main__":
-    main()
+def test_a_folder_is_the_old_one_the_whole_new_one_or_for_a_moment_absent(
+    forking: Forking, source: Path, tmp_path: Path
+) -> None:
+    found = states(forking, source, tmp_path / "target", 20)
+    assert found.pop(("killed", "while writing")) > 4, found
+    assert found.keys() <= {
+        ("absent", "absent"),
+        ("absent", "new"),
+        ("old", "old"),
+        ("old", "absent"),
+        ("old", "new"),
+    }
+    assert found["old", "old"] + found["old", "absent"]
+    assert found["old", "new"] + found["absent", "new"]
+
+
+def test_a_writer_that_writes_in_place_is_caught(
+    forking: Forking, source: Path, tmp_path: Path
+) -> None:
+    found = states(forking, source, tmp_path / "target.safetensors", 20, in_place=True)
+    assert found["old", "broken"]
+    assert found["absent", "broken"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import isovit
-from isovit.backends import BACKENDS
+from isovit.backends import BACKENDS, INFERENCE
 from isovit.spec.families import FAMILIES, config_class, family_module
 
 PACKAGE = Path(isovit.__file__).parent
@@ -68,7 +68,7 @@ def test_there_is_one_file_for_each_family_in(folder: Path) -> None:
 
 def test_the_list_of_backends_is_the_list_of_folders() -> None:
     folders = {path.parent.name for path in (PACKAGE / "backends").glob("*/__init__.py")}
-    assert folders == BACKENDS.keys()
+    assert folders == BACKENDS.keys() | INFERENCE.keys()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -112,6 +112,14 @@ def test_the_shared_layers_are_the_same_classes_in_the_same_order() -> None:
 @pytest.mark.parametrize("file", ["__init__.py", "layout.py", "families/__init__.py"])
 def test_no_framework_is_imported_by(backend: str, file: str) -> None:
     assert not imported(PACKAGE / "backends" / backend / file) & FRAMEWORKS
+
+
+@pytest.mark.parametrize("backend", INFERENCE)
+def test_an_inference_backend_has_no_models(backend: str) -> None:
+    folder = PACKAGE / "backends" / backend
+    assert not (folder / "families").exists()
+    for file in ("__init__.py", "layout.py"):
+        assert not imported(folder / file) & (FRAMEWORKS | {"onnx", "onnxruntime"})
 
 
 def test_the_check_of_imports_sees_a_framework_in_a_model_file() -> None:

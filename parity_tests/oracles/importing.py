@@ -20,7 +20,7 @@ def import_oracle(name: str, config: pytest.Config) -> ModuleType:
         name: dotted module, ``timm.models``.
         config: of pytest, which knows of ``--require``.
     """
-    _mend_torchvision()
+    mend_torchvision()
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
@@ -31,7 +31,7 @@ def import_oracle(name: str, config: pytest.Config) -> ModuleType:
 
 
 @cache
-def _mend_torchvision() -> Any:
+def mend_torchvision() -> Any:
     """Let ``import torchvision`` succeed beside a torch of another build.
 
     A torchvision built for CUDA does not load its operators beside the CPU build of torch, and

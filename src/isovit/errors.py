@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+LONGEST = 1500
+"""Characters of a message: file names and eight problems fit."""
+
 
 class InputError(ValueError):
     """The input is at fault: the message says what was wanted, what came, and what to do.
 
     The command line prints the message and exits with code 2; the Python API raises it.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """A text as a terminal can show it, whatever a file put into it."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 4 :]}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def reason(error: Exception) -> str:
@@ -26,9 +39,9 @@ class FitError(InputError):
     SHOWN = 8
 
     def __init__(self, problems: list[str]) -> None:
-        self.problems = tuple(problems)
+        self.problems = tuple(map(one_line, problems))
         rest = len(problems) - self.SHOWN
         more = f"; and {rest} more" if rest > 0 else ""
         super().__init__(
-            f"the weights do not fit the config: {'; '.join(problems[: self.SHOWN])}{more}"
+            f"the weights do not fit the config: {'; '.join(self.problems[: self.SHOWN])}{more}"
         )

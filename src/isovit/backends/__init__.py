@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -25,6 +27,12 @@ BACKENDS = {
     "keras": ("keras", "keras"),
 }
 """Backend name to the module it needs and the extra that installs it."""
+
+INFERENCE = {
+    "onnx": {"onnxruntime": "onnx", "onnx": "onnx", "onnxscript": "onnx", "torch": "torch"},
+}
+"""Backends without models of their own, which run those of another in float32: name to the
+modules that they need, each with the extra that installs it."""
 
 ENGINES = {
     "tensorflow": ("tensorflow", "keras-tf"),
@@ -46,8 +54,9 @@ def parse_backend(name: str) -> tuple[str, str | None]:
         InputError: for an unknown backend or engine.
     """
     backend, colon, engine = name.partition(":")
-    if backend not in BACKENDS or (colon and backend != "keras"):
-        known = [b for b in BACKENDS if b != "keras"] + [f"keras:{e}" for e in ENGINES]
+    if backend not in (*BACKENDS, *INFERENCE) or (colon and backend != "keras"):
+        known = [b for b in (*BACKENDS, *INFERENCE) if b != "keras"]
+        known += [f"keras:{e}" for e in ENGINES]
         raise InputError(f"no backend named {name!r}; wanted one of {', '.join(known)}")
     if backend != "keras":
         return backend, None
@@ -66,7 +75,7 @@ def get_backend(name: str) -> Backend:
     """Import a backend.
 
     Args:
-        name: ``torch``, ``flax``, ``keras`` or ``keras:ENGINE``.
+        name: ``torch``, ``flax``, ``keras``, ``keras:ENGINE`` or ``onnx``.
 
     Raises:
         InputError: if it is unknown or not installed, or if Keras already runs on another engine
@@ -76,7 +85,7 @@ def get_backend(name: str) -> Backend:
     require_installed(name)
     if engine is not None:
         _choose_engine(engine)
-    with _quiet() if engine == "tensorflow" else nullcontext():
+    with quiet() if engine == "tensorflow" else nullcontext():
         return import_module(f"isovit.backends.{backend}.runtime")  # type: ignore[return-value]
 
 
@@ -87,11 +96,43 @@ def require_installed(name: str) -> None:
         InputError: naming the extra that installs it.
     """
     backend, engine = parse_backend(name)
-    for module, extra in (BACKENDS[backend], ENGINES.get(engine or "", ("sys", ""))):
-        if find_spec(module) is None:
+    needs = [BACKENDS[backend]] if backend in BACKENDS else [*INFERENCE[backend].items()]
+    for module, extra in [*needs, *([ENGINES[engine]] if engine else [])]:
+        require_module(f"backend {name}", module, extra)
+
+
+def require_module(who: str, module: str, extra: str) -> None:
+    """Check that a module is installed, without importing it.
+
+    Args:
+        who: needs it.
+        module: its name.
+        extra: of isovit, that installs it.
+
+    Raises:
+        InputError: naming the extra.
+    """
+    if find_spec(module) is None:
+        raise InputError(
+            f'{who} needs {module}, which is not installed: pip install "isovit[{extra}]"'
+        )
+
+
+def require_inference(
+    names: Iterable[str], dtype: str, *, trace: bool = False, gradients: bool = False
+) -> None:
+    """Check that no backend that only runs models is asked for more than that.
+
+    Raises:
+        InputError: naming the backend, and what it has not.
+    """
+    wanted = [dtype] if dtype != "float32" else []
+    wanted += ["activations"] * trace + ["gradients"] * gradients
+    for name in names:
+        if name in INFERENCE and wanted:
             raise InputError(
-                f"backend {name} needs {module}, which is not installed: "
-                f'pip install "isovit[{extra}]"'
+                f"backend {name} is float32 inference and has no {' or '.join(wanted)}: "
+                "give --dtype float32, without --trace and --gradients, or take another backend"
             )
 
 
@@ -143,7 +184,7 @@ def build(
 
     Args:
         config: of any family.
-        backend: ``torch``, ``flax``, ``keras`` or ``keras:ENGINE``.
+        backend: ``torch``, ``flax``, ``keras`` or ``keras:ENGINE``; or ``onnx``, for inference.
         weights: canonical weights; None draws those of seed 0.
         dtype: ``float32``, ``float64`` or ``bfloat16``, of parameters and computation. In JAX and
             in Keras float64 is a choice for the whole process. bfloat16 is for inference: an
@@ -188,15 +229,32 @@ def _choose_engine(engine: str) -> None:
     os.environ["KERAS_BACKEND"] = engine
 
 
+exporting = ContextVar("exporting", default=False)
+"""Set while a model becomes an ONNX graph: it then computes by operators that every runtime has."""
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """TensorFlow writes notes to standard error while it loads, whatever its log level."""
-    sys.stderr.flush()
-    saved = os.dup(2)
+def quiet() -> Iterator[None]:
+    """Within it nothing is printed: frameworks make notes while they load and while they export.
+
+    TensorFlow writes them to the file descriptor, whatever its log level.
+    """
+    saved, disabled = {number: os.dup(number) for number in (1, 2)}, logging.root.manager.disable
+    _flush()
     with Path(os.devnull).open("wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+        for number in saved:
+            os.dup2(nowhere.fileno(), number)
+    logging.disable(logging.WARNING)
     try:
         yield
     finally:
-        os.dup2(saved, 2)
-        os.close(saved)
+        _flush()
+        logging.disable(disabled)
+        for number, descriptor in saved.items():
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()

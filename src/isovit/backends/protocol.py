@@ -40,6 +40,18 @@ class Optimizer(NamedTuple):
     weight_decay: float = 0.05
 
 
+class Setting(NamedTuple):
+    """Where and how exactly a model computes, read back from its framework.
+
+    Attributes:
+        device: as the framework calls it: ``cpu``, ``NVIDIA H200``, ``TPU v4``.
+        precision: dtype of the parameters, and the switches that round products of float32.
+    """
+
+    device: str
+    precision: str
+
+
 class Backend(Protocol):
     """The functions of a ``runtime`` module."""
 
@@ -50,6 +62,14 @@ class Backend(Protocol):
 
         Raises:
             InputError: if the weights do not fit the config, or there is no such device.
+        """
+        ...
+
+    def require_device(self, device: str) -> None:
+        """Check that this process has a device.
+
+        Raises:
+            InputError: saying what was wanted, what is there and what to do.
         """
         ...
 
@@ -74,10 +94,14 @@ class Backend(Protocol):
         ...
 
     WAYS: tuple[str, ...]
-    """Ways to run a model, the usual first: ``eager``, ``compile``, ``jit``, ``graph``, ``xla``."""
+    """Ways to run a model, the usual first: ``eager``, ``compile``, ``torchax``, ``jit``,
+    ``graph``, ``xla``, ``onnxruntime``."""
 
     def put(self, model: Model, array: np.ndarray) -> Any:
-        """An array on the device of the model, in its dtype; integers stay integers."""
+        """An array on the device of the model, in its dtype; integers stay integers.
+
+        The whole of it is there when this returns.
+        """
         ...
 
     def inference(self, model: Model, images: Any, way: str) -> Callable[[], object]:
@@ -99,6 +123,18 @@ class Backend(Protocol):
 
     def exact_arithmetic(self) -> None:
         """Switch off, for this process, whatever rounds products of float32 (TF32, bfloat16)."""
+        ...
+
+    def setting(self, model: Model, way: str) -> Setting:
+        """Where a model runs by a way, and what this process does to its products."""
+        ...
+
+    def device_memory(self, model: Model, way: str) -> int | None:
+        """The most bytes that this process has had on the model's accelerator.
+
+        Returns:
+            None on a CPU, and where nobody counts.
+        """
         ...
 
     def synchronize(self, model: Model) -> None:

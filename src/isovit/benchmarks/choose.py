@@ -74,6 +74,10 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
         ratio = self.best.value / option.value
         return ratio if self.objective == "throughput" else 1 / ratio
 
+    def certainty(self, option: Option) -> str:
+        """How sure it is that an option is worse than the best."""
+        return "no certain difference" if option in self.equals else "certain"
+
     def verdict(self) -> list[str]:
         """The recommendation in words, a line each."""
         best, unit = self.best, UNITS[self.objective]
@@ -82,16 +86,16 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
             f"{best.value:.4g} {unit} at batch {best.batch}"
         ]
         for option in self.options[1:]:
-            sure = "no certain difference" if option in self.equals else "certain"
             lines.append(
                 f"  {option.backend} ({option.way}) costs {self.cost(option):.2f} times as much: "
-                f"{option.value:.4g} {unit} at batch {option.batch}, {sure}"
+                f"{option.value:.4g} {unit} at batch {option.batch}, {self.certainty(option)}"
             )
         return [*lines, *(f"  {line}" for line in self.failed)]
 
     def code(self, file: str) -> str:
         """Lines to start from with the converted file."""
-        return START[self.best.backend.partition(":")[0]].format(
+        known = self.best.way if self.best.way in START else self.best.backend.partition(":")[0]
+        return START[known].format(
             backend=self.best.backend, engine=self.best.backend.partition(":")[2], file=file
         )
 
@@ -135,7 +139,7 @@ def _option(record: Record, objective: Objective) -> Option:
     assert result is not None
     step = result.step
     if objective == "memory":
-        used = (result.device_bytes or result.host_bytes) / 1e6
+        used = result.used_bytes / 1e6
         value, low, high = used, used, used
     elif objective == "throughput":
         value, low, high = (
@@ -155,6 +159,18 @@ import isovit
 ckpt = isovit.load("{file}")
 model = isovit.build(ckpt.config, "torch", ckpt.weights)  # torch.nn.Module, evaluation mode
 # with torch.inference_mode(): logits = model(images)     # (batch, height, width, channels)
+""",
+    "torchax": """\
+import jax
+import torchax
+
+import isovit
+
+ckpt = isovit.load("{file}")
+model = isovit.build(ckpt.config, "torch", ckpt.weights)  # torch.nn.Module, evaluation mode
+weights, run = torchax.extract_jax(model)
+predict = jax.jit(run)
+# logits = predict(weights, (images,))                    # (batch, height, width, channels)
 """,
     "flax": """\
 import jax
@@ -187,4 +203,4 @@ session = onnxruntime.InferenceSession("model.onnx")
 # (logits,) = session.run(None, {{"images": images}})  # (batch, height, width, channels)
 """,
 }
-"""How to run the model in each backend."""
+"""How to run the model in each backend, and in torch by torchax."""

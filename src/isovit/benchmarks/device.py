@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("isovit", "numpy", "torch", "jax", "jaxlib", "flax", "optax", "keras", "tensorflow",
-            "tensorflow-cpu", "onnx", "onnxruntime", "timm", "vit-pytorch")  # fmt: skip
+GOOGLE = "0x1ae0"
+TPU_CHIPS = {
+    "0x0027": "v3",
+    "0x005e": "v4",
+    "0x0062": "v5p",
+    "0x0063": "v5e",
+    "0x006f": "v6e",
+    "0x0076": "7x",
+}
+"""PCI device to the generation of a TPU; as JAX's ``hardware_utils`` has them."""
 
 
 def facts() -> dict[str, Any]:
@@ -26,17 +33,6 @@ def facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
-
-
-def versions() -> dict[str, str]:
-    """Of every installed package that can have a part in a figure."""
-    found: dict[str, str] = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _cpuinfo(key: str) -> str | None:
@@ -56,10 +52,26 @@ def _memory() -> int | None:
 
 
 def _accelerators() -> list[str]:
-    """Names of NVIDIA devices, as their driver tells them."""
+    """Names of NVIDIA devices with their highest clocks, as their driver tells them; and TPUs."""
     command = ["nvidia-smi", "--query-gpu=name,clocks.max.sm", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+        found = done.stdout.strip().splitlines()
     except (OSError, subprocess.SubprocessError):
-        return []
-    return done.stdout.strip().splitlines()
+        found = []
+    return found + tpus(Path("/sys/bus/pci/devices"))
+
+
+def tpus(folder: Path) -> list[str]:
+    """A name for each chip of a TPU on the PCI bus; records have the name that JAX gives it.
+
+    Args:
+        folder: of the bus, ``/sys/bus/pci/devices`` on Linux.
+    """
+    found: list[str] = []
+    for device in sorted(folder.glob("*/device")):
+        vendor = device.with_name("vendor")
+        ids = [file.read_text(encoding="utf-8").strip() for file in (vendor, device)]
+        if ids[0] == GOOGLE and ids[1] in TPU_CHIPS:
+            found.append(f"TPU {TPU_CHIPS[ids[1]]}")
+    return found

@@ -15,13 +15,15 @@ from pathlib import Path
 
 import msgspec
 
-from isovit.backends import full_name, require_installed
-from isovit.benchmarks.device import facts, versions
+from isovit.backends import full_name, require_installed, require_module
+from isovit.backends.devices import kind_of, worker_environment
+from isovit.benchmarks.device import facts
 from isovit.benchmarks.records import Case, Mode, Product, Record, Run, load_run, same_device
 from isovit.errors import InputError
+from isovit.versions import versions
 
 WAYS = {
-    "torch": ("eager", "compile"),
+    "torch": ("eager", "compile", "torchax"),
     "flax": ("jit",),
     "keras:tensorflow": ("graph", "xla"),
     "keras:jax": ("jit",),
@@ -29,6 +31,9 @@ WAYS = {
     "onnx": ("onnxruntime",),
 }
 """Ways of every backend, as its ``WAYS`` has them; here so that no framework need be imported."""
+
+ON_TPU = {"torch": ("torchax",), "flax": ("jit",), "keras:jax": ("jit",)}
+"""The backends that reach a TPU, with the ways by which they do."""
 
 LIBRARIES = {
     "torch": "torch",
@@ -51,29 +56,44 @@ def plan(
     batches: Sequence[int] = (1,),
     device: str = "cpu",
     changes: dict[str, object] | None = None,
+    note: Callable[[str], object] = lambda line: None,
 ) -> list[Case]:
     """All combinations as cases.
 
     Args:
         models: variants, config files or checkpoints.
         backends: with their engines; None for all that are installed.
-        ways: to run; None for all of each backend.
+        ways: to run; None for all of each backend, but ``torchax`` where torch has ways of its own.
         modes: ``infer``, ``train``.
         dtypes: of parameters and computation.
         batches: numbers of images.
         device: where.
         changes: of every model's config.
+        note: gets a line on each backend that is left out for want of the device.
 
     Raises:
-        InputError: for an unknown backend or way, or one that is not installed.
+        InputError: for an unknown backend or way, or one that is not installed, or if no backend
+            finds the device.
     """
     names = [full_name(name) for name in backends] if backends else installed()
     for name in names:
         require_installed(name)
-    chosen = {name: [way for way in WAYS[name] if ways is None or way in ways] for name in names}
+    known = {name: found for name in names if (found := ways_on(name, device))}
+    if not known:
+        raise InputError(
+            f"device {device}: {', '.join(names)} cannot run there; wanted one of "
+            f"{', '.join(ON_TPU)}"
+        )
+    for name in names if backends else ():
+        if name not in known:
+            note(f"device {device}: {name} cannot run there and is left out")
+    chosen = {name: [w for w in known[name] if _wanted(w, ways, device)] for name in known}
     if ways and not any(chosen.values()):
-        known = sorted({way for name in names for way in WAYS[name]})
-        raise InputError(f"no way named {', '.join(ways)}; wanted one of {', '.join(known)}")
+        words = sorted({way for found in known.values() for way in found})
+        raise InputError(f"no way named {', '.join(ways)}; wanted one of {', '.join(words)}")
+    if ways and "torchax" in chosen.get("torch", ()):
+        require_module("way torchax", "torchax", "torchax")
+    names = having([name for name in known if chosen[name]], device, note)
     return [
         Case(
             model=model,
@@ -89,6 +109,47 @@ def plan(
         for way in chosen[name]
         if name != "onnx" or (mode == "infer" and dtype == "float32")
     ]
+
+
+def ways_on(backend: str, device: str) -> tuple[str, ...]:
+    """The ways by which a backend can run on a device; none if it cannot."""
+    if kind_of(device) == "tpu":
+        return ON_TPU.get(backend, ())
+    return tuple(way for way in WAYS[backend] if way != "torchax" or kind_of(device) == "cpu")
+
+
+def _wanted(way: str, ways: Sequence[str] | None, device: str) -> bool:
+    """By default torchax is for TPUs: elsewhere nobody who has torch would take it."""
+    return way in ways if ways else way != "torchax" or kind_of(device) == "tpu"
+
+
+def having(
+    names: Sequence[str], device: str, note: Callable[[str], object] = lambda line: None
+) -> list[str]:
+    """Those backends that find a device here; each is asked in a process of its own.
+
+    Args:
+        names: of backends.
+        device: for which they are asked; a CPU is always there.
+        note: gets a line on each that does not find it, if another does.
+
+    Raises:
+        InputError: if none does.
+    """
+    if kind_of(device) == "cpu":
+        return list(names)
+    absent = {name: _absence(name, device) for name in names}
+    if all(absent.values()):
+        lines = list(dict.fromkeys(absent.values()))
+        if len(lines) > 1:
+            prefix = f"device {device}: "
+            found = [line.partition("; ")[0].removeprefix(prefix) for line in lines]
+            advice = "use --device cpu, or see docs/devices.md for what each needs"
+            lines = [prefix + "; ".join([*found, advice])]
+        raise InputError(lines[0])
+    for line in filter(None, absent.values()):
+        note(line)
+    return [name for name in names if not absent[name]]
 
 
 def installed() -> list[str]:
@@ -141,10 +202,9 @@ def measure_all(
     """
     cases = list(cases)
     device = cases[0].device if cases else "cpu"
-    have = {product.library for product in run.products}
+    have = {product.library for product in run.products if product.device == device}
     for library, module in LIBRARIES.items():
-        usable = find_spec(module) is not None and (device == "cpu" or "onednn" not in library)
-        if library not in have and usable:
+        if library not in have and find_spec(module) is not None and _multiplies(library, device):
             if rate := _product(library, device):
                 run.products.append(rate)
                 keep(run)
@@ -155,6 +215,17 @@ def measure_all(
             run.put(_record(case, limit_s))
             keep(run)
         progress(f"{case.model} {case.backend} {case.way}, batch {case.batch}")
+
+
+def _multiplies(library: str, device: str) -> bool:
+    """Whether a library can have products on a device."""
+    kind = kind_of(device)
+    return kind == "cpu" or library == "jax" or (kind != "tpu" and library != "torch onednn")
+
+
+def _absence(backend: str, device: str) -> str:
+    text, error = _work({"backend": backend, "device": device}, device)
+    return msgspec.json.decode(text, type=str) if text else f"device {device}: {backend}: {error}"
 
 
 def _product(library: str, device: str) -> Product | None:
@@ -175,10 +246,7 @@ def _work(job: dict[str, object], device: str) -> tuple[bytes | None, str]:
         source, target = Path(text) / "job.json", Path(text) / "result.json"
         source.write_bytes(msgspec.json.encode(job))
         command = [sys.executable, "-m", "isovit.benchmarks.worker", str(source), str(target)]
-        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-        environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
-        if device == "cpu":
-            environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1"}
+        environment = worker_environment(device, os.environ)
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if target.exists():
             return target.read_bytes(), ""

@@ -66,25 +66,34 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         step: of the mode.
         build_s: from weights in memory to a model on the device.
         first_call_s: of tracing, compiling and the first step together.
-        transfer_ms: of one batch of images to the device.
+        compile_s: of tracing and compiling: what the first call took beyond a step.
+        transfer_ms: of one batch of images to the device, in the model's dtype; no part of a step.
         host_bytes: largest resident memory of the process beyond that of its imports.
         device_bytes: largest allocation on the device; None where nobody counts.
         operations: floating-point operations of a step's forward pass, two per multiply-add.
         weight_bytes: of the model's weights.
+        file_bytes: of the canonical file with the weights and the config.
     """
 
     step: Timing
     build_s: float
     first_call_s: float
+    compile_s: float | None = None
     transfer_ms: float
     host_bytes: int
     device_bytes: int | None
     operations: int
     weight_bytes: int
+    file_bytes: int | None = None
 
     def images_per_s(self, batch: int) -> float:
         """Images that pass in a second."""
         return 1e3 * batch / self.step.median_ms
+
+    @property
+    def used_bytes(self) -> int:
+        """Most memory in use: of the device, or else of the process."""
+        return self.device_bytes or self.host_bytes
 
     @property
     def gflops(self) -> float:
@@ -100,14 +109,16 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         result: None if it failed.
         error: why.
         versions: of the packages that took part.
-        precision: of float32 products on this device.
+        device: that the model ran on, as its framework calls it.
+        precision: dtype and the switches of float32 products, read back after they were set.
     """
 
     case: Case
     result: Result | None = None
     error: str | None = None
     versions: dict[str, str] = {}
-    precision: str = "highest: no TF32, no bfloat16"
+    device: str = ""
+    precision: str = ""
 
 
 class Product(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +126,7 @@ class Product(msgspec.Struct, frozen=True, kw_only=True):
 
     library: str
     gflops: float
+    device: str = "cpu"
 
 
 class Run(msgspec.Struct, kw_only=True):
@@ -134,16 +146,21 @@ class Run(msgspec.Struct, kw_only=True):
     products: list[Product] = []
     records: list[Record] = []
 
-    @property
-    def best_gflops(self) -> float:
-        """The best product rate of any library; 0 if none was measured."""
-        return max((product.gflops for product in self.products), default=0.0)
+    def best_gflops(self, device: str) -> float:
+        """The best product rate of any library on a device; 0 if none was measured."""
+        rates = (product.gflops for product in self.products if product.device == device)
+        return max(rates, default=0.0)
 
     def utilisation(self, record: Record) -> float | None:
-        """Operations of the forward pass over the best product rate; None where unknown."""
-        if record.result is None or record.case.mode != "infer" or not self.best_gflops:
+        """Operations of the forward pass over the best product rate; None where unknown.
+
+        The products are float32: a model of another dtype has another best.
+        """
+        case = record.case
+        best = self.best_gflops(case.device)
+        if record.result is None or case.mode != "infer" or case.dtype != "float32" or not best:
             return None
-        return record.result.gflops / self.best_gflops
+        return record.result.gflops / best
 
     def find(self, case: Case) -> Record | None:
         """The record of a case, if it has been measured."""

@@ -1,139 +1,199 @@
-"""A run as one self-contained page: a plot of throughput for each model, and every figure."""
+"""A run, or a choice made from it, as one self-contained page: plots, and every figure."""
 
 from __future__ import annotations
 
-import html
-import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from xml.etree.ElementTree import Element
 
-from isovit.benchmarks.records import Record, Run
-from isovit.weight_convert.files import replacing
+from isovit.benchmarks.choose import UNITS, Choice
+from isovit.benchmarks.records import Case, Record, Result, Run
+from isovit.report.page import Content, element, facts, number, table, write_page
+from isovit.report.plots import Value, bars, by_batch, exact, interval, key
 
-COLOURS = ("#1f5fa8", "#c4541c", "#26804a", "#7d3c98", "#a8871f", "#8c2a3c", "#3c8c8c", "#555555")
-WIDTH, HEIGHT, LEFT, BOTTOM = 560, 280, 56, 36
-
-STYLE = """
-body { font: 15px/1.4 system-ui, sans-serif; margin: 1rem auto; max-width: 70rem; padding: 0 1rem }
-.table { overflow-x: auto } table { border-collapse: collapse }
-th, td { padding: .15rem .5rem; font-weight: 400; text-align: right; white-space: nowrap }
-td:nth-child(-n+4), th:nth-child(-n+4) { text-align: left }
-thead th { font-weight: 600 } tbody tr:nth-child(odd) { background: #f4f6f8 }
-svg { width: 100%; max-width: 40rem; height: auto } svg text { font-size: 12px }
-.key span { display: inline-block; margin-right: 1rem; white-space: nowrap }
-.key i { display: inline-block; width: .8rem; height: .8rem; margin-right: .3rem }
-"""
+HEADS = (
+    "backend", "batch ", "ms ", "low ", "high ", "repeats ", "images/s ", "host MB ", "device MB ",
+    "weights MB ", "build s ", "first call s ", "transfer ms ", "GFLOP ", "GFLOP/s ",
+    "utilisation ", "software ",
+)  # fmt: skip
 
 
-def write_html(run: Run, path: Path) -> None:
-    """Write the page, all or nothing."""
-    with replacing(path) as temporary:
-        temporary.write_text(page(run), encoding="utf-8")
+def write_run(run: Run, path: Path) -> None:
+    """Write the page of ``isovit bench``, all or nothing."""
+    write_page(path, f"Speed on {_device(run)}", measurements(run))
 
 
-def page(run: Run) -> str:
-    """The page as text."""
-    device = html.escape(f"{run.device['processor']}, {run.device['cores']} cores")
-    accelerators = html.escape(", ".join(run.device["accelerators"]) or "none")
-    rates = html.escape(", ".join(f"{p.library} {p.gflops:.0f}" for p in run.products))
-    groups: dict[tuple[str, str, str], list[Record]] = {}
+def write_choices(run: Run, choices: Sequence[Choice], files: Sequence[str], path: Path) -> None:
+    """Write the page of ``isovit choose``, all or nothing.
+
+    Args:
+        run: from which the choices were made.
+        choices: one for each model.
+        files: with the weights of each model, for the code to start from.
+        path: of the page.
+    """
+    found = (
+        part for choice, file in zip(choices, files, strict=True) for part in _choice(choice, file)
+    )
+    write_page(path, f"A backend on {_device(run)}", [*found, *measurements(run)])
+
+
+def measurements(run: Run) -> Iterator[Element]:
+    """Plots and every figure for each model, and how they were measured."""
+    groups: dict[str, list[Record]] = {}
     for record in run.records:
-        case = record.case
-        groups.setdefault((case.model, case.mode, case.dtype), []).append(record)
-    plots = "".join(
-        f"<h2>{html.escape(model)}, {mode}, {dtype}</h2>{plot(records)}"
-        for (model, mode, dtype), records in groups.items()
+        groups.setdefault(_subject(record.case), []).append(record)
+    software = list(dict.fromkeys(_software(record) for record in run.records))
+    for name, records in groups.items():
+        yield element("h2", name)
+        yield from _plots(run, records)
+        rows = [
+            _row(run, record, record.result, software.index(_software(record)) + 1)
+            for record in records
+            if record.result
+        ]
+        if rows:
+            yield table(HEADS, rows, label=f"every figure of {name}")
+        for record in records:
+            if record.error:
+                yield element(
+                    "p",
+                    f"{_name(record.case)}, batch {record.case.batch}, did not run: {record.error}",
+                )
+    yield element("h2", "How it was measured")
+    yield element(
+        "p",
+        "ms: median of a step; low, high: its 95% confidence interval. Host MB: largest resident "
+        "memory of the process beyond that of its imports. First call: tracing, compiling and the "
+        "first step. Transfer: of a batch of images to the device. GFLOP: operations of the "
+        "forward pass; utilisation: their rate over the best product rate.",
     )
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Speed on {device}</title>
-<style>{STYLE}</style>
-<h1>Speed on {device}</h1>
-<p>Accelerators: {accelerators}. Products of 2048³ in float32, GFLOP/s: {rates}.
-Measured {html.escape(run.started)} by <code>{html.escape(run.command)}</code>.</p>
-{plots}
-<h2>Every figure</h2>
-<div class="table"><table><thead><tr>{_heads()}</tr></thead>
-<tbody>{"".join(_row(run, record) for record in run.records)}</tbody></table></div>
-<p>ms: median of a step, with half its 95% confidence interval. MB: most memory in use, of the
-device, or else of the process beyond its imports. Utilisation: operations of the forward pass over
-the best product rate.</p>
-</html>
-"""
+    yield facts({**_machine(run), **{f"software {i}": s for i, s in enumerate(software, 1)}})
 
 
-def plot(records: list[Record]) -> str:
-    """Images per second against the batch, a line for each way, both axes logarithmic."""
-    lines: dict[str, list[tuple[int, float]]] = {}
-    for record in records:
-        if record.result is not None:
-            case = record.case
-            point = (case.batch, record.result.images_per_s(case.batch))
-            lines.setdefault(f"{case.backend} {case.way}", []).append(point)
-    if not lines:
-        return "<p>Nothing could be measured.</p>"
-    batches = sorted({batch for points in lines.values() for batch, _ in points})
-    rates = [rate for points in lines.values() for _, rate in points]
-    low, high = math.floor(math.log2(min(rates))), math.ceil(math.log2(max(rates)) + 1e-9)
-
-    def x(batch: int) -> float:
-        span = math.log2(batches[-1] / batches[0]) or 1.0
-        part = math.log2(batch / batches[0]) / span if len(batches) > 1 else 0.5
-        return LEFT + 12 + part * (WIDTH - LEFT - 36)
-
-    def y(rate: float) -> float:
-        return (
-            HEIGHT - BOTTOM - (math.log2(rate) - low) / max(1, high - low) * (HEIGHT - BOTTOM - 16)
+def _choice(choice: Choice, file: str) -> Iterator[Element]:
+    best, unit = choice.best, UNITS[choice.objective]
+    yield element("h2", f"{choice.model}: {choice.objective}")
+    yield element("div", element("p", choice.verdict()[0]), class_="verdict good")
+    yield element("p", _how_sure(choice))
+    values = {f"{o.backend} {o.way}": Value(o.value, o.low, o.high) for o in choice.options}
+    figure = bars(choice.objective.capitalize(), values, unit=unit)
+    yield element("div", figure, class_="plots")
+    heads = ("backend", f"{unit} ", "costs × ", "", "95% interval ", "batch ")
+    rows = (
+        (
+            f"{option.backend} {option.way}",
+            number(option.value),
+            f"{choice.cost(option):.2f}",
+            "taken" if option is best else choice.certainty(option),
+            interval(Value(option.value, option.low, option.high)),
+            str(option.batch),
         )
-
-    grid = "".join(
-        f'<line x1="{LEFT}" x2="{WIDTH - 12}" y1="{y(2.0**n):.1f}" y2="{y(2.0**n):.1f}" '
-        f'stroke="#ddd"/><text x="{LEFT - 6}" y="{y(2.0**n) + 4:.1f}" text-anchor="end">'
-        f"{2.0**n:g}</text>"
-        for n in range(low, high + 1)
+        for option in choice.options
     )
-    ticks = "".join(
-        f'<text x="{x(batch):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{batch}</text>'
-        for batch in batches
-    )
-    curves, key = "", ""
-    for i, (name, points) in enumerate(lines.items()):
-        colour = COLOURS[i % len(COLOURS)]
-        places = [(x(batch), y(rate)) for batch, rate in sorted(points)]
-        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
-        dots = "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3.5"/>' for a, b in places)
-        line = f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
-        curves += f'{line}<g fill="{colour}">{dots}</g>'
-        key += f'<span><i style="background:{colour}"></i>{html.escape(name)}</span>'
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="images per second by batch">'
-        f'{grid}{ticks}<text x="{LEFT}" y="11">images/s</text>'
-        f'<text x="{WIDTH - 12}" y="{HEIGHT - 1}" text-anchor="end">batch</text>{curves}</svg>'
-        f'<p class="key">{key}</p>'
-    )
+    yield table(heads, rows, label=f"what each backend costs for {choice.model}")
+    for line in choice.failed:
+        yield element("p", line)
+    yield element("p", "Start from:")
+    yield element("pre", element("code", choice.code(file)), tabindex=0)
 
 
-def _heads() -> str:
-    names = ("model", "backend", "mode", "dtype", "batch", "ms", "±", "images/s", "MB",
-             "first call s", "transfer ms", "utilisation")  # fmt: skip
-    return "".join(f"<th>{name}</th>" for name in names)
+def _how_sure(choice: Choice) -> str:
+    best = choice.best.backend
+    if not choice.options[1:]:
+        return f"Nothing else than {best} was measured."
+    if choice.objective == "memory":
+        return "Memory is read once, so that no interval tells how sure this is."
+    if choice.equals:
+        others = ", ".join(option.backend for option in choice.equals)
+        return f"Not certain: the 95% intervals of {best} and of {others} overlap."
+    return f"Certain: the 95% interval of {best} is apart from that of every other."
 
 
-def _row(run: Run, record: Record) -> str:
-    case, result = record.case, record.result
-    cells = [case.model, f"{case.backend} {case.way}", case.mode, case.dtype, str(case.batch)]
-    if result is None:
-        return (
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-            + f'<td colspan="7">{html.escape(record.error or "")}</td></tr>'
-        )  # fmt: skip
-    share = run.utilisation(record)
-    cells += [
-        f"{result.step.median_ms:.2f}",
-        f"{100 * result.step.spread:.1f}%",
+def _plots(run: Run, records: Sequence[Record]) -> Iterator[Element]:
+    """Throughput, memory and utilisation against the batch, a line for each way."""
+    rates: dict[str, dict[int, Value]] = {}
+    memory: dict[str, dict[int, Value]] = {}
+    shares: dict[str, dict[int, Value]] = {}
+    for record in records:
+        if record.result:
+            name, batch, step = _name(record.case), record.case.batch, record.result.step
+            times = (step.median_ms, step.high_ms, step.low_ms)
+            rates.setdefault(name, {})[batch] = Value(*(1e3 * batch / ms for ms in times))
+            memory.setdefault(name, {})[batch] = exact(record.result.used_bytes / 1e6)
+            share = run.utilisation(record)
+            if share is not None:
+                shares.setdefault(name, {})[batch] = exact(100 * share)
+    figures = [
+        by_batch(caption, curves, unit=unit, log=unit == "images/s")
+        for caption, unit, curves in (
+            ("Throughput", "images/s", rates),
+            ("Peak memory", "MB", memory),
+            ("Utilisation", "%", shares),
+        )
+        if curves
+    ]
+    yield element("div", *figures, class_="plots")
+    if len({batch for points in rates.values() for batch in points}) > 1:
+        yield key(rates)
+
+
+def _row(run: Run, record: Record, result: Result, software: int) -> list[Content]:
+    case = record.case
+    step, share = result.step, run.utilisation(record)
+    return [
+        _name(case),
+        str(case.batch),
+        f"{step.median_ms:.2f}",
+        f"{step.low_ms:.2f}",
+        f"{step.high_ms:.2f}",
+        str(step.repeats),
         f"{result.images_per_s(case.batch):.1f}",
-        f"{(result.device_bytes or result.host_bytes) / 1e6:.0f}",
+        f"{result.host_bytes / 1e6:.0f}",
+        "" if result.device_bytes is None else f"{result.device_bytes / 1e6:.0f}",
+        f"{result.weight_bytes / 1e6:.1f}",
+        f"{result.build_s:.2f}",
         f"{result.first_call_s:.2f}",
         f"{result.transfer_ms:.2f}",
+        f"{result.operations / 1e9:.2f}",
+        f"{result.gflops:.1f}",
         "" if share is None else f"{share:.2f}",
+        str(software),
     ]
-    return "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
+
+
+def _machine(run: Run) -> dict[str, Content]:
+    """Facts of the device and of the run."""
+    device = run.device
+    clock, memory = device.get("clock_mhz"), device.get("memory_bytes")
+    return {
+        "command": element("code", run.command),
+        "started": run.started,
+        "processor": _device(run),
+        "clock": f"{clock} MHz" if clock else "unknown",
+        "memory": f"{memory / 1e9:.0f} GB" if memory else "unknown",
+        "accelerators": ", ".join(device.get("accelerators") or ["none"]),
+        "system": f"{device.get('system')}, Python {device.get('python')}",
+        "load": f"{device.get('load')} at the start",
+        "products": ", ".join(f"{p.library} {p.gflops:.0f}" for p in run.products)
+        + " GFLOP/s (2048³, float32)",
+    }
+
+
+def _device(run: Run) -> str:
+    return f"{run.device.get('processor')}, {run.device.get('cores')} cores"
+
+
+def _subject(case: Case) -> str:
+    """What is measured; its backend, way and batch tell how."""
+    changes = "".join(f" {field}={value}" for field, value in case.changes.items())
+    return f"{case.model}{changes}, {case.mode}, {case.dtype} on {case.device}"
+
+
+def _name(case: Case) -> str:
+    return f"{case.backend} {case.way}"
+
+
+def _software(record: Record) -> str:
+    packages = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+    return f"{packages or 'unknown'}; float32 products: {record.precision}"

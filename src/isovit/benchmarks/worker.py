@@ -15,17 +15,21 @@ import msgspec
 import numpy as np
 
 from isovit.backends import get_backend
-from isovit.benchmarks.device import versions
+from isovit.backends.devices import jax_device, kind_of, missing
 from isovit.benchmarks.measure import measure
 from isovit.benchmarks.records import Case, Product, Record, Result
 from isovit.errors import InputError
 from isovit.spec.families import param_tree
-from isovit.weight_convert.store import checkpoint_of
+from isovit.versions import versions
+from isovit.weight_convert.store import checkpoint_of, file_bytes
 
 PRODUCT_SIZE = 2048
 
 
-def run(case: Case, limit_s: float) -> Result:
+TRANSFER_LIMIT_S = 1.0
+
+
+def run(case: Case, limit_s: float) -> Record:
     """Build the model of a case and time its step.
 
     Raises:
@@ -43,8 +47,8 @@ def run(case: Case, limit_s: float) -> Result:
     built, build_s = timed(
         lambda: backend.build(config, checkpoint.weights, dtype=case.dtype, device=case.device)
     )
-    backend.put(built, pixels)
-    images, transfer_s = timed(lambda: backend.put(built, pixels))
+    transfer = measure(lambda: backend.put(built, pixels), min(TRANSFER_LIMIT_S, limit_s))
+    images = backend.put(built, pixels)
     if case.mode == "train":
         labels = backend.put(built, rng.integers(0, max(1, config.num_classes), case.batch))
         make = lambda: backend.training(built, images, labels, case.way)  # noqa: E731
@@ -53,16 +57,37 @@ def run(case: Case, limit_s: float) -> Result:
     step, make_s = timed(make)
     _, first_s = timed(step)
     timing = measure(step, limit_s)
-    return Result(
+    result = Result(
         step=timing,
         build_s=build_s,
         first_call_s=make_s + first_s,
-        transfer_ms=1e3 * transfer_s,
+        compile_s=max(0.0, make_s + first_s - timing.median_ms / 1e3),
+        transfer_ms=transfer.median_ms,
         host_bytes=peak_memory() - before,
-        device_bytes=device_memory(case),
+        device_bytes=backend.device_memory(built, case.way),
         operations=2 * case.batch * param_tree(config).multiply_adds(),
         weight_bytes=sum(array.nbytes for array in checkpoint.weights.values()),
+        file_bytes=file_bytes(checkpoint),
     )
+    device, precision = backend.setting(built, case.way)
+    return Record(case=case, result=result, versions=versions(), device=device, precision=precision)
+
+
+def record(case: Case, limit_s: float) -> Record:
+    """The record of a case, with its result or with the line that says why there is none."""
+    try:
+        return run(case, limit_s)
+    except InputError as error:
+        return Record(case=case, error=str(error), versions=versions())
+
+
+def absence(backend: str, device: str) -> str:
+    """Why a backend cannot have a device here; empty if it can."""
+    try:
+        get_backend(backend).require_device(device)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def timed(function: Callable[[], Any]) -> tuple[Any, float]:
@@ -80,21 +105,6 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def device_memory(case: Case) -> int | None:
-    """The largest allocation on an accelerator; None on a CPU, or where nobody counts."""
-    if case.device == "cpu":
-        return None
-    if case.backend in ("torch", "keras:torch"):
-        import torch
-
-        return torch.cuda.max_memory_allocated()
-    if case.backend in ("flax", "keras:jax"):
-        import jax
-
-        return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    return None
-
-
 def product(library: str, device: str, limit_s: float = 3.0) -> Product:
     """Rate of a square float32 product in a library, at full precision.
 
@@ -106,7 +116,8 @@ def product(library: str, device: str, limit_s: float = 3.0) -> Product:
     a = np.random.default_rng(0).standard_normal((PRODUCT_SIZE, PRODUCT_SIZE), np.float32)
     step = PRODUCTS[library](a, device)
     best_ms = measure(step, limit_s).low_ms
-    return Product(library=library, gflops=2 * PRODUCT_SIZE**3 / best_ms / 1e6)
+    rate = 2 * PRODUCT_SIZE**3 / best_ms / 1e6
+    return Product(library=library, gflops=rate, device=device)
 
 
 def _torch_product(a: np.ndarray, device: str) -> Callable[[], object]:
@@ -114,10 +125,11 @@ def _torch_product(a: np.ndarray, device: str) -> Callable[[], object]:
 
     get_backend("torch").exact_arithmetic()
     x = torch.tensor(a, device=device)
+    cuda = x.is_cuda
 
     def step() -> None:
         torch.mm(x, x)
-        if device != "cpu":
+        if cuda:
             torch.cuda.synchronize()
 
     return step
@@ -134,7 +146,7 @@ def _jax_product(a: np.ndarray, device: str) -> Callable[[], object]:
     import jax
 
     get_backend("flax").exact_arithmetic()
-    x = jax.device_put(a)
+    x = jax.device_put(a, jax_device(device))
     multiply = jax.jit(lambda x: x @ x)
     return lambda: jax.block_until_ready(multiply(x))
 
@@ -142,9 +154,20 @@ def _jax_product(a: np.ndarray, device: str) -> Callable[[], object]:
 def _tensorflow_product(a: np.ndarray, device: str) -> Callable[[], object]:
     import tensorflow as tf
 
+    if kind_of(device) == "cuda" and not tf.config.list_physical_devices("GPU"):
+        raise missing(device, "tensorflow", "cpu only")  # it would take the CPU without a word
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     x = tf.constant(a)
-    multiply = tf.function(lambda x: x @ x)
-    return lambda: multiply(x).numpy()
+
+    @tf.function
+    def multiply(x: Any) -> Any:
+        return x @ x
+
+    def step() -> None:
+        multiply(x)
+        tf.test.experimental.sync_devices()
+
+    return step
 
 
 PRODUCTS: dict[str, Callable[[np.ndarray, str], Callable[[], object]]] = {
@@ -156,11 +179,12 @@ PRODUCTS: dict[str, Callable[[np.ndarray, str], Callable[[], object]]] = {
 
 
 class Job(msgspec.Struct):
-    """What the driver hands over: a case, or the library of a product."""
+    """What the driver hands over: a case, the library of a product, or a backend to ask."""
 
-    limit_s: float
+    limit_s: float = 0.0
     case: Case | None = None
     library: str | None = None
+    backend: str | None = None
     device: str = "cpu"
 
 
@@ -168,14 +192,12 @@ def main() -> None:
     """Run the job of the command line; the record goes to the file that it names."""
     source, target = map(Path, sys.argv[1:])
     job = msgspec.json.decode(source.read_bytes(), type=Job)
-    if job.case is None:
-        found: object = product(str(job.library), job.device, job.limit_s)
+    if job.case is not None:
+        found: object = record(job.case, job.limit_s)
+    elif job.backend is not None:
+        found = absence(job.backend, job.device)
     else:
-        try:
-            result = run(job.case, job.limit_s)
-            found = Record(case=job.case, result=result, versions=versions())
-        except InputError as error:
-            found = Record(case=job.case, error=str(error), versions=versions())
+        found = product(str(job.library), job.device, job.limit_s)
     target.write_bytes(msgspec.json.encode(found))
 
 

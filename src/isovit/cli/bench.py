@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isovit.cli.output import JsonOption, SetOption, print_json, print_table, progress
+from isovit.cli.output import JsonOption, SetOption, note, print_json, print_table, progress
 from isovit.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def command(
         str | None, typer.Option(metavar="B,B…", help="By default all that are installed.")
     ] = None,
     ways: Annotated[
-        str | None, typer.Option(metavar="W,W…", help="eager, compile, jit, graph, xla.")
+        str | None, typer.Option(metavar="W,W…", help="eager, compile, torchax, jit, graph, xla.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, tpu.")] = "cpu",
     batch: Annotated[str, typer.Option(metavar="N,N…", help="Images at a time.")] = "1",
@@ -48,7 +48,7 @@ def command(
     """Measure latency, throughput, memory and utilisation, each case in a process of its own."""
     from isovit.backends import check_dtype
     from isovit.benchmarks.driver import measure_all, plan, start
-    from isovit.benchmarks.report import write_html
+    from isovit.benchmarks.report import write_run
     from isovit.spec.config import parse_assignments
     from isovit.weight_convert.files import check_target
 
@@ -72,13 +72,14 @@ def command(
         batches=numbers(batch),
         device=device,
         changes=fields,
+        note=note,
     )
     run = start(out)
     with progress("bench", len(cases) + 4) as step:
         measure_all(run, cases, limit_s=limit, keep=keeper(out), progress=step)
     run.records = [record for case in cases if (record := run.find(case))]
     if report is not None:
-        write_html(run, report)
+        write_run(run, report)
     if as_json:
         print_json(run)
     else:
@@ -140,7 +141,7 @@ def print_run(run: Run) -> None:
                 f"{result.step.median_ms:.1f}",
                 f"{100 * result.step.spread:.0f}%",
                 f"{result.images_per_s(case.batch):.1f}",
-                f"{(result.device_bytes or result.host_bytes) / 1e6:.0f}",
+                f"{result.used_bytes / 1e6:.0f}",
                 f"{result.first_call_s:.1f}",
                 "" if share is None else f"{share:.2f}",
             )
@@ -152,3 +153,6 @@ def print_run(run: Run) -> None:
     rates = ", ".join(f"{p.library} {p.gflops:.0f}" for p in run.products)
     print(f"device    {run.device['processor']}, {run.device['cores']} cores")
     print(f"products  {rates} GFLOP/s (2048³, float32); utilisation is of the best")
+    for device, precision in dict.fromkeys((r.device, r.precision) for r in run.records):
+        if precision:
+            print(f"precision {precision} ({device})")

@@ -29,6 +29,9 @@ def command(
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, float64 or bfloat16.")] = "float32",
     limit: Annotated[float, typer.Option(min=0.1, help="Seconds for each, at most.")] = 6.0,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="A page with plots and all figures.")
+    ] = None,
     changes: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -36,6 +39,7 @@ def command(
     from isovit.backends import check_dtype
     from isovit.benchmarks.choose import BATCHES, UNITS, Objective, choose
     from isovit.benchmarks.driver import measure_all, plan, start
+    from isovit.benchmarks.report import write_choices
     from isovit.spec.config import parse_assignments
     from isovit.weight_convert.files import check_target
     from isovit.weight_convert.store import names_file
@@ -44,8 +48,9 @@ def command(
         raise InputError(f"--objective {objective!r}: wanted {', '.join(UNITS)}")
     wanted = cast("Objective", objective)
     check_dtype(dtype)
-    if results is not None:
-        check_target(results)
+    for target in (results, report):
+        if target is not None:
+            check_target(target)
     fields = parse_assignments(changes or [])
     for model in models:
         check_model(model, fields)
@@ -63,11 +68,13 @@ def command(
         measure_all(run, cases, limit_s=limit, keep=keeper(results), progress=step)
     run.records = [record for case in cases if (record := run.find(case))]
     choices = [choose(run, model, wanted, names) for model in models]
+    files = [model if names_file(model) else f"{model}.safetensors" for model in models]
+    if report is not None:
+        write_choices(run, choices, files, report)
     if as_json:
         print_json(choices)
         return
-    for model, choice in zip(models, choices, strict=True):
-        file = model if names_file(model) else f"{model}.safetensors"
+    for file, choice in zip(files, choices, strict=True):
         print("\n".join(choice.verdict()))
         print(f"\n{choice.code(file)}")
 

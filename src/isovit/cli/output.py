@@ -33,7 +33,8 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         table.add_column(head.strip(), justify="right" if head.endswith(" ") else "left")
     for row in rows:
         table.add_row(*map(str, row))
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width, highlight=False, markup=False).print(table)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def command(
     model: Annotated[str, typer.Argument(metavar="MODEL_OR_FILE", help="What to compare.")],
     backends: Annotated[
-        str, typer.Option(metavar="B,B…", help="torch, flax, keras, keras:ENGINE.")
+        str, typer.Option(metavar="B,B…", help="torch, flax, keras, keras:ENGINE, onnx.")
     ] = "torch,flax,keras",
     dtype: Annotated[str, typer.Option(help="float64, float32 or bfloat16.")] = "float64",
     gradients: Annotated[bool, typer.Option("--gradients", help="Compare gradients too.")] = False,

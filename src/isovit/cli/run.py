@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def command(
     model: Annotated[str, typer.Argument(metavar="MODEL_OR_FILE", help="What to run.")],
-    backend: Annotated[str, typer.Option(help="torch, flax, keras or keras:ENGINE.")],
+    backend: Annotated[str, typer.Option(help="torch, flax, keras, keras:ENGINE or onnx.")],
     engine: Annotated[str | None, typer.Option(help="Of Keras: tensorflow, jax, torch.")] = None,
     images: Annotated[list[Path] | None, typer.Option(metavar="FILE…", help="Photographs.")] = None,
     array: Annotated[
@@ -35,7 +35,7 @@ def command(
     changes: SetOption = None,
 ) -> None:
     """Run a model on photographs or arrays; print the top classes, or write the logits."""
-    from isovit.backends import check_dtype, get_backend, parse_backend
+    from isovit.backends import check_dtype, get_backend, parse_backend, require_inference
     from isovit.spec.config import parse_assignments
     from isovit.weight_convert.files import check_target
     from isovit.weight_convert.store import checkpoint_of
@@ -47,19 +47,45 @@ def command(
         raise InputError("wanted either --images FILE… or --input X.npy")
     if output is not None:
         check_target(output)
-    checkpoint = checkpoint_of(model, parse_assignments(changes or []), seed)
-    inputs = _inputs(checkpoint.config, images or [], array)
-    runtime = get_backend(name)
-    runtime.exact_arithmetic()
-    built = runtime.build(checkpoint.config, checkpoint.weights, dtype=dtype, device=device)
-    result = runtime.forward(built, inputs)
+    require_inference([name], dtype)
+    if model.endswith(".onnx"):
+        config, result = _run_file(Path(model), name, changes, images or [], array, device)
+    else:
+        checkpoint = checkpoint_of(model, parse_assignments(changes or []), seed)
+        config = checkpoint.config
+        inputs = _inputs(config, images or [], array)
+        runtime = get_backend(name)
+        runtime.exact_arithmetic()
+        built = runtime.build(config, checkpoint.weights, dtype=dtype, device=device)
+        result = runtime.forward(built, inputs)
     if output is not None:
         _write(output, result)
         print(f"wrote {output}: {result.dtype} {'x'.join(map(str, result.shape))}")
-    elif checkpoint.config.num_classes:
+    elif config.num_classes:
         _print_top(result, [path.name for path in images or []], top)
     else:
         raise InputError("the model has no head to rank classes with; give --output Y.npy")
+
+
+def _run_file(
+    model: Path,
+    backend: str,
+    changes: list[str] | None,
+    images: list[Path],
+    array: Path | None,
+    device: str | None,
+) -> tuple[Config, np.ndarray]:
+    """Config and output of an exported file, which needs no framework."""
+    from isovit.backends import require_module
+
+    if backend != "onnx" or changes:
+        wrong = f"--backend {backend}" if backend != "onnx" else "--set"
+        raise InputError(f"{model} is an exported model: it runs by --backend onnx, not {wrong}")
+    require_module("backend onnx", "onnxruntime", "onnx")
+    from isovit.backends.onnx import runtime
+
+    built = runtime.load(model, device)
+    return built.config, runtime.forward(built, _inputs(built.config, images, array))
 
 
 def _inputs(config: Config, images: list[Path], array: Path | None) -> np.ndarray:

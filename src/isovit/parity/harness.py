@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from isovit.backends import check_dtype, full_name, require_installed
+from isovit.backends import check_dtype, full_name, require_inference, require_installed
+from isovit.backends.devices import kind_of, worker_environment
 from isovit.errors import InputError
 from isovit.parity.budgets import LIMITS, Kind
 from isovit.parity.compare import error
@@ -21,6 +22,7 @@ from isovit.parity.report import Difference, ParityReport
 from isovit.spec.config import Config
 from isovit.spec.families import resolve_config
 from isovit.spec.initialize import probe
+from isovit.versions import versions
 from isovit.weight_convert.checkpoint import Checkpoint
 
 Progress = Callable[[str], None]
@@ -48,7 +50,7 @@ def parity(
     Args:
         model: a checkpoint, whose weights are used; or a config or the name of a variant, which
             gets probe weights: random ones under which every parameter shows in the output.
-        backends: two or more of ``torch``, ``flax``, ``keras``, ``keras:ENGINE``.
+        backends: two or more of ``torch``, ``flax``, ``keras``, ``keras:ENGINE``, ``onnx``.
         dtype: ``float64`` for the proof; ``float32`` or ``bfloat16`` for the accuracy.
         gradients: whether to compare those of all parameters and of the images, of a fixed loss.
         trace: whether to compare the output of every module.
@@ -68,6 +70,7 @@ def parity(
     """
     names = _check_backends(backends)
     check_dtype(dtype)
+    require_inference(names, dtype, trace=trace, gradients=gradients)
     if gradients and "gradient" not in LIMITS[dtype]:
         raise InputError(f"gradients have no limit in {dtype}: compare them in float64 or float32")
     if isinstance(model, str):
@@ -90,6 +93,7 @@ def parity(
         limits=LIMITS[dtype],
         differences=tuple(_compare(results)),
         seconds=seconds,
+        versions=versions(),
     )
 
 
@@ -103,7 +107,7 @@ def _check_backends(backends: Sequence[str]) -> list[str]:
 
 
 def _run_all(job: Job, names: list[str], progress: Progress) -> dict[str, dict[str, np.ndarray]]:
-    """Results by backend; as many processes at a time as there are cores."""
+    """Results by backend; as many processes at a time as there are cores, on a TPU one."""
     with tempfile.TemporaryDirectory(prefix="isovit-") as text:
         folder = Path(text)
         job.save(folder)
@@ -115,16 +119,15 @@ def _run_all(job: Job, names: list[str], progress: Progress) -> dict[str, dict[s
             with np.load(result) as arrays:
                 return {key: arrays[key] for key in arrays.files}
 
-        with ThreadPoolExecutor(max_workers=min(len(names), os.cpu_count() or 1)) as pool:
+        alone = kind_of(job.settings.device or "") == "tpu"  # which one process has to itself
+        workers = 1 if alone else min(len(names), os.cpu_count() or 1)
+        with ThreadPoolExecutor(max_workers=workers) as pool:
             return dict(zip(names, pool.map(run, names), strict=True))
 
 
 def _run_one(folder: Path, name: str, result: Path, device: str | None) -> None:
     command = [sys.executable, "-m", "isovit.parity.worker", str(folder), name, str(result)]
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-    environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    if device == "cpu":
-        environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1"}
+    environment = worker_environment(device, os.environ)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode == 2:
         raise InputError(done.stderr.strip().splitlines()[-1])

@@ -1,8 +1,7 @@
-"""What a parity run found: as objects, as JSON, as text and as one HTML page."""
+"""What a parity run found: as objects, as JSON and as text; ``page`` draws it."""
 
 from __future__ import annotations
 
-import html
 import math
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
         limits: largest error allowed, by kind.
         differences: of every pair and array, in the order in which the arrays were made.
         seconds: that each backend took, without imports of Python itself.
+        versions: of the packages that took part.
     """
 
     config: Config
@@ -49,6 +49,7 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
     limits: dict[Kind, float]
     differences: tuple[Difference, ...]
     seconds: dict[str, float]
+    versions: dict[str, str] = {}
 
     @property
     def equal(self) -> bool:
@@ -111,69 +112,15 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
             lines.append(f"NOT equal: {pair[0]} and {pair[1]} {where}")
         return lines
 
+    def errors(self) -> dict[tuple[Kind, str], list[float]]:
+        """The errors of each array by kind and path, in the order of the pairs."""
+        found: dict[tuple[Kind, str], list[float]] = {}
+        for d in self.differences:
+            found.setdefault((d.kind, d.path), []).append(d.error)
+        return found
+
     def write_html(self, path: Path) -> None:
-        """Write one self-contained page: the verdict, the worst of each pair, a heat map of all."""
-        from isovit.weight_convert.files import replacing
+        """Write one self-contained page: the verdict, the worst of each pair, heat maps of all."""
+        from isovit.parity.page import write_report
 
-        with replacing(path) as temporary:
-            temporary.write_text(_page(self), encoding="utf-8")
-
-
-def _page(report: ParityReport) -> str:
-    title = f"Parity of {html.escape(report.config.family)} in {report.dtype}"
-    heads = "".join(f"<th>{html.escape(a)}<br>{html.escape(b)}</th>" for a, b in report.pairs)
-    by_array: dict[tuple[Kind, str], dict[tuple[str, str], float]] = {}
-    for d in report.differences:
-        by_array.setdefault((d.kind, d.path), {})[d.a, d.b] = d.error
-    worst = "".join(
-        _row(
-            f"worst {kind}",
-            [report.worst(kind, pair).error for pair in report.pairs],
-            report.limits[kind],
-        )
-        for kind in report.kinds
-    )
-    rows = "".join(
-        _row(f"{kind} {path}".strip(), [errors[pair] for pair in report.pairs], report.limits[kind])
-        for (kind, path), errors in by_array.items()
-    )
-    verdict = "<br>".join(html.escape(line) for line in report.verdict())
-    config = html.escape(msgspec.json.format(report.config.to_json(), indent=2))
-    colour = "#176b2c" if report.equal else "#a51414"
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.4 system-ui, sans-serif }}
-body {{ margin: 1rem auto; max-width: 70rem; padding: 0 1rem }}
-.table {{ overflow-x: auto }} table {{ border-collapse: collapse }}
-th, td {{ padding: .15rem .5rem; font-weight: 400; text-align: right; white-space: nowrap }}
-td:first-child, th:first-child {{ text-align: left; font-family: monospace }}
-thead th {{ font-weight: 600; vertical-align: bottom }}
-.verdict {{ font-size: 1.1rem; font-weight: 600; color: {colour} }}
-</style>
-<h1>{title}</h1>
-<p class="verdict">{verdict}</p>
-<p>max|Δ| / max|reference| of every pair; shade is the error on a scale from nothing to the limit,
-red is beyond it.</p>
-<div class="table"><table><thead><tr><th></th>{heads}<th>limit</th></tr></thead>
-<tbody>{worst}</tbody></table></div>
-<h2>Every array</h2>
-<div class="table"><table><thead><tr><th></th>{heads}<th>limit</th></tr></thead>
-<tbody>{rows}</tbody></table></div>
-<details><summary>Config</summary><pre>{config}</pre></details>
-</html>
-"""
-
-
-def _row(name: str, errors: list[float], limit: float) -> str:
-    cells = "".join(f'<td style="{_shade(e, limit)}">{e:.1e}</td>' for e in errors)
-    return f"<tr><td>{html.escape(name)}</td>{cells}<td>{limit:.0e}</td></tr>"
-
-
-def _shade(error: float, limit: float) -> str:
-    """Colour of an error: from white at four orders under the limit to blue at it, red beyond."""
-    if error > limit:
-        return "background:#e05252;color:#fff"
-    depth = max(0.0, 1 + math.log10(max(error, 1e-300) / limit) / 4)
-    return f"background:rgba(60,120,200,{0.5 * depth:.2f})"
+        write_report(self, path)

@@ -226,7 +226,8 @@ def block(config: BlockConfig, tokens: int, scheme: Scheme) -> ParamTree:
 
 def backbone(config: TransformerConfig, tokens: int, scheme: Scheme) -> tuple[ParamTree, ...]:
     """The modules behind the embedding: blocks, and the final norm where the config wants one."""
-    blocks = repeat("blocks", config.depth, lambda i: block(config.blocks[i], tokens, scheme))
+    numbers = config.blocks
+    blocks = repeat("blocks", config.depth, lambda i: block(numbers[i], tokens, scheme))
     if config.final_norm == "none":
         return (blocks,)
     lead = () if config.final_norm == "pooled" else (tokens,)

@@ -8,6 +8,7 @@ import mmap
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import zipfile
@@ -22,7 +23,8 @@ import msgspec
 import numpy as np
 
 from isovit.errors import InputError, reason
-from isovit.weight_convert.tensors import Spec, Tensors, chunks
+from isovit.weight_convert import pickles
+from isovit.weight_convert.tensors import Spec, Tensors, check_number, chunks
 
 # Beside tensors and plain data, what real training files hold; none of it runs code.
 HARMLESS: list[Any] = [
@@ -31,7 +33,8 @@ HARMLESS: list[Any] = [
     np.dtypes.Float64DType,
     np.dtypes.Float32DType,
     np.dtypes.Int64DType,
-    getattr(np, "_core").multiarray.scalar,  # noqa: B009 -- a name that NumPy keeps to itself
+    (pickles.scalar, "numpy._core.multiarray.scalar"),
+    (pickles.scalar, "numpy.core.multiarray.scalar"),  # before NumPy 2
 ]
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)  # the import registers the name with NumPy
@@ -53,6 +56,12 @@ SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS.items()}
 Track = Callable[[Iterable[str]], Iterable[str]]
 """Passes names through and shows on the way how far they have come."""
 
+
+LARGEST_TEXT = 1 << 26
+"""Bytes of a JSON file beside weights; that of a model with 21,000 classes has two million."""
+
+LARGEST_HEADER = 1 << 24
+"""Bytes of the header of a safetensors file; that of ViT-H/14 has a thousand times less."""
 
 FOLDER_MARK = "isovit.json"
 """A file by which a folder is known as one that isovit wrote, and may replace."""
@@ -118,13 +127,15 @@ def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     """
     starts: dict[str, int] = {}
     specs: dict[str, Spec] = {}
-    with reading(path, "a safetensors file"):
-        with _safe_open(path) as file:  # checks that sizes and places of all tensors are right
-            metadata = dict(file.metadata() or {})
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = msgspec.json.decode(file.read(length), type=dict[str, msgspec.Raw])
+    with reading(path, "a safetensors file"), path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > LARGEST_HEADER:
+            raise InputError(f"its header would have {length:,} bytes")
+        with _safe_open(path) as checked:  # that sizes and places of all tensors are right
+            metadata = dict(checked.metadata() or {})
+        header = msgspec.json.decode(file.read(length), type=dict[str, msgspec.Raw])
         header.pop("__metadata__", None)
+        check_number(len(header))
         for name, text in header.items():
             entry = msgspec.json.decode(text, type=_Entry)
             if entry.dtype not in SAFETENSORS:
@@ -159,11 +170,31 @@ def write_safetensors(
     The library's own writer wants all of them in memory. Wide dtypes come first, so that every
     tensor is aligned to its dtype.
     """
+    names, text = _safetensors_header(path, tensors, metadata)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in track(names):
+            for chunk in chunks(tensors[name]):
+                file.write(chunk.data)
+
+
+def safetensors_bytes(tensors: Tensors, metadata: dict[str, str]) -> int:
+    """Size of the file that ``write_safetensors`` would write."""
+    _, text = _safetensors_header(Path(), tensors, metadata)
+    return 8 + len(text) + sum(spec.nbytes for spec in tensors.specs.values())
+
+
+def _safetensors_header(
+    path: Path, tensors: Tensors, metadata: dict[str, str]
+) -> tuple[list[str], bytes]:
+    """Names in the order of the file, and the JSON in front of them."""
     names = sorted(tensors, key=lambda name: -tensors.specs[name].dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name in names:
         shape, dtype = spec = tensors.specs[name]
+        if dtype not in SAFETENSORS_NAMES:
+            raise InputError(f"cannot write {path}: {name} is of dtype {dtype}")
         start, end = end, end + spec.nbytes
         header[name] = {
             "dtype": SAFETENSORS_NAMES[dtype],
@@ -171,12 +202,7 @@ def write_safetensors(
             "data_offsets": (start, end),
         }
     text = msgspec.json.encode(header)
-    text += b" " * (-len(text) % 8)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in track(names):
-            for chunk in chunks(tensors[name]):
-                file.write(chunk.data)
+    return names, text + b" " * (-len(text) % 8)
 
 
 def read_npz(path: Path) -> tuple[Tensors, str]:
@@ -188,7 +214,8 @@ def read_npz(path: Path) -> tuple[Tensors, str]:
     with reading(path, "an npz file"):
         archive = zipfile.ZipFile(path)
         infos = archive.infolist()
-        _check_inflated(path, sum(info.file_size for info in infos))
+        check_number(len(infos))
+        check_inflated(path, sum(info.file_size for info in infos))
         specs: dict[str, Spec] = {}
         for info in infos:
             name = info.filename.removesuffix(".npy")
@@ -219,13 +246,19 @@ def _npy_spec(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Spec:
         raise InputError(f"{info.filename} holds Python objects, which could run code")
     # NumPy writes bfloat16 as two bytes without a name; no other checkpoint dtype looks so.
     spec = Spec(shape, BFLOAT16 if dtype == np.dtype("V2") else dtype)
+    if spec.dtype not in SAFETENSORS_NAMES:
+        raise InputError(f"{info.filename} is of dtype {dtype}, which no model here has")
     if start + spec.nbytes != info.file_size:
         raise InputError(f"{info.filename} has {info.file_size - start} bytes, not {spec.nbytes}")
     return spec
 
 
-def _check_inflated(path: Path, size: int) -> None:
-    """Refuse an archive that is far larger unpacked than weights can be."""
+def check_inflated(path: Path, size: int) -> None:
+    """Refuse a file that is far larger unpacked than weights can be.
+
+    Raises:
+        InputError: telling both sizes.
+    """
     packed = path.stat().st_size
     if size > 1 << 28 and size > 20 * packed:
         raise InputError(f"its {packed:,} bytes would unpack to {size:,}; weights never shrink so")
@@ -249,10 +282,7 @@ def read_pth(path: Path) -> dict[str, Any]:
     torch = _torch(path)
     with reading(path, "a torch checkpoint"), torch.serialization.safe_globals(HARMLESS):
         is_archive = zipfile.is_zipfile(path)
-        if is_archive:
-            with zipfile.ZipFile(path) as archive:
-                if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-                    raise InputError("it is compressed, which torch.save never does")
+        _check_pickles(path, is_archive)
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
         except UnpicklingError as error:
@@ -265,24 +295,57 @@ def read_pth(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", content)
 
 
+def _check_pickles(path: Path, is_archive: bool) -> None:
+    """Check the pickles that torch is going to read: one of an archive, five at the start else."""
+    if not is_archive:
+        with path.open("rb") as file:
+            for _ in range(5):
+                pickles.check_pickle(file)
+        return
+    with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+        if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+            raise InputError("it is compressed, which torch.save never does")
+        if len({info.filename.lower() for info in infos}) < len(infos):
+            raise InputError("it holds a file twice")
+        for info in infos:
+            if info.filename.lower().endswith(".pkl"):
+                with archive.open(info) as file:
+                    pickles.check_pickle(file)
+
+
 def torch_tensors(path: Path, content: Mapping[str, Any]) -> Tensors:
     """The tensors among the values of a dict that ``read_pth`` gave.
 
     Raises:
         InputError: if one is of a dtype that NumPy has not, or larger than the file.
     """
-    found = {str(name): value for name, value in content.items() if hasattr(value, "detach")}
+    found: dict[str, Any] = {}
     specs: dict[str, Spec] = {}
-    for name, tensor in found.items():
-        kind = str(tensor.dtype).removeprefix("torch.")
-        if kind not in TORCH_DTYPES or str(tensor.layout) != "torch.strided":
-            raise InputError(f"{path}: {name} is a {kind} tensor, which no model here has")
-        specs[name] = Spec(tuple(tensor.shape), np.dtype(kind))
+    with reading(path, "a torch checkpoint"):
+        for key, tensor in content.items():
+            if not hasattr(tensor, "detach"):
+                continue
+            if (name := str(key)) in found:
+                raise InputError(f"it holds {name} twice")
+            kind = str(tensor.dtype).removeprefix("torch.")
+            plain = str(tensor.layout) == "torch.strided" and str(tensor.device) == "cpu"
+            if kind not in TORCH_DTYPES or not plain:
+                raise InputError(
+                    f"{name} is a {kind} tensor, {tensor.layout} on {tensor.device}, which no "
+                    "model here has"
+                )
+            found[name], specs[name] = tensor, Spec(tuple(tensor.shape), np.dtype(kind))
     # Tied weights may count twice; an expanded tensor would fill the memory from a few bytes.
     if sum(spec.nbytes for spec in specs.values()) > 4 * path.stat().st_size:
         raise InputError(f"{path}: its tensors would take far more memory than the file has bytes")
     mapped = zipfile.is_zipfile(path)
-    return Tensors(specs, lambda name: _to_array(found[name].detach(), mapped))
+
+    def fetch(name: str) -> np.ndarray:
+        with reading(path, "a torch checkpoint"):
+            return _to_array(found[name].detach(), mapped)
+
+    return Tensors(specs, fetch)
 
 
 def write_pth(
@@ -320,13 +383,14 @@ def read_keras_header(path: Path, name: str) -> str | None:
     if path.suffix != ".keras":
         with reading(path, "a Keras weights file"), h5py.File(path, "r") as file:
             return cast("Any", file.attrs).get(name)
-    with reading(path, "a .keras file"), zipfile.ZipFile(path) as archive:
-        _check_inflated(path, sum(info.file_size for info in archive.infolist()))
-        model = msgspec.json.decode(archive.read("config.json"), type=_KerasModel)
-    config = _without_tuples(model.config.get("config"))
-    if not isinstance(config, dict) or "family" not in config:
-        raise InputError(f"{path}: holds {model.class_name}, which is no model of isovit's")
-    return msgspec.json.encode({"format": "keras", "config": config}).decode()
+    with reading(path, "a .keras file"):
+        with zipfile.ZipFile(path) as archive:
+            check_inflated(path, sum(info.file_size for info in archive.infolist()))
+            model = msgspec.json.decode(archive.read("config.json"), type=_KerasModel)
+        config = _without_tuples(model.config.get("config"))
+        if not isinstance(config, dict) or "family" not in config:
+            raise InputError(f"it holds {model.class_name}, which is no model of isovit's")
+        return msgspec.json.encode({"format": "keras", "config": config}).decode()
 
 
 class _KerasModel(msgspec.Struct):
@@ -366,7 +430,40 @@ def keras_weights(path: Path) -> Generator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         with reading(path, "a .keras file"), zipfile.ZipFile(path) as archive:
             weights = Path(archive.extract("model.weights.h5", folder))
-        yield weights
+        try:
+            yield weights
+        except InputError as error:
+            raise InputError(str(error).replace(str(weights), str(path))) from None
+
+
+def read_text(path: Path) -> bytes:
+    """A small file that stands beside weights.
+
+    Raises:
+        InputError: if it cannot be read, or is not small.
+    """
+    with reading(path, "a text"):
+        if path.stat().st_size > LARGEST_TEXT:
+            raise InputError(f"it has {path.stat().st_size:,} bytes")
+        return path.read_bytes()
+
+
+def check_folder(path: Path) -> None:
+    """Check that a folder holds nothing on which a reader would wait, or drown.
+
+    Raises:
+        InputError: for a pipe, a device, or a huge file where a list of arrays should be.
+    """
+    for file in path.rglob("*"):
+        try:
+            about = file.stat()
+        except OSError:  # a link to nowhere; a reader that needs it will say so
+            continue
+        if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
+            raise InputError(f"cannot read {path}: {file.name} in it is no file")
+        lists = file.parent == path or file.name == "manifest.ocdbt"
+        if lists and about.st_size > LARGEST_TEXT:
+            raise InputError(f"cannot read {path}: {file.name} has {about.st_size:,} bytes")
 
 
 @contextmanager
@@ -377,10 +474,14 @@ def reading(path: Path, wanted: str) -> Generator[None]:
         InputError: for an absent or unreadable file, and for every exception from inside.
     """
     try:
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+        is_file = stat.S_ISREG(path.stat().st_mode)
+        if is_file:  # to open a pipe is to wait for its other end
+            path.open("rb").close()
+    except (OSError, ValueError) as error:  # ValueError: a name that no system has
+        said = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {path}: {said}") from None
+    if not is_file:
+        raise InputError(f"cannot read {path}: it is no file")
     try:
         yield
     except Exception as error:  # a broken file makes a parser raise anything

@@ -12,7 +12,7 @@ import msgspec
 from isovit.errors import InputError
 from isovit.spec.families.vit import ViTConfig
 from isovit.weight_convert import files
-from isovit.weight_convert.tensors import Tensors
+from isovit.weight_convert.tensors import Tensors, check_number
 from isovit.weight_convert.unwrap import state_dict
 
 CONFIG = "config.json"
@@ -46,8 +46,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         return {}
+    text = files.read_text(path)
     with files.reading(path, "a JSON file"):
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        return msgspec.json.decode(text, type=dict[str, Any])
 
 
 def read_weights(path: Path) -> Tensors:
@@ -61,8 +62,10 @@ def read_weights(path: Path) -> Tensors:
         raise InputError(f"{path}: holds none of {', '.join(CANDIDATES)}")
     if not found.name.endswith(".index.json"):
         return _read_file(found)
+    text = files.read_text(found)
     with files.reading(found, "an index of shards"):
-        index = msgspec.json.decode(found.read_bytes(), type=_Index).weight_map
+        index = msgspec.json.decode(text, type=_Index).weight_map
+        check_number(len(index))
     shards: dict[str, Tensors] = {}
     for name in sorted(set(index.values())):
         if Path(name).name != name:  # the index may come from anybody

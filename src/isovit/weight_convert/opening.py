@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -15,11 +16,11 @@ from isovit.backends.protocol import NativeFiles
 from isovit.errors import InputError
 from isovit.spec.config import Config, config_from_dict
 from isovit.spec.families import param_tree
-from isovit.weight_convert import files, huggingface
+from isovit.weight_convert import files, hdf5, huggingface
 from isovit.weight_convert.detect import Clues, detect
 from isovit.weight_convert.formats import FORMATS, HEADER_KEY, suffix_of, table
 from isovit.weight_convert.rename import RenameTable
-from isovit.weight_convert.tensors import Tensors
+from isovit.weight_convert.tensors import Spec, Tensors, renaming
 from isovit.weight_convert.unwrap import state_dict, unwrap
 
 
@@ -90,13 +91,17 @@ def open_file(path: Path, wanted: Wanted) -> Opened:
             return _identify(path, arrays, metadata.get(HEADER_KEY), wanted)
         case ".npz":
             arrays, comment = files.read_npz(path)
-            arrays = arrays.renamed({name.replace("/", "."): name for name in arrays})
+            with files.reading(path, "an npz file"):
+                arrays = arrays.renamed(renaming(arrays, lambda name: name.replace("/", ".")))
             return _identify(path, arrays, comment, wanted)
         case ".weights.h5" | ".keras":
             require_installed("keras")
             config, _ = _config(path, files.read_keras_header(path, HEADER_KEY), wanted)
             # Keras numbers its variables, so only a model can say which is which: they come named.
             with files.keras_weights(path) as weights:
+                specs = hdf5.specs(weights)
+                _check_claims(path, config, len(specs), wanted)
+                _check_count(path, config, specs)
                 named = _runtime("keras").load_native(config, weights)
             return Opened(Tensors.of(named), config, "keras")
         case "":
@@ -111,10 +116,13 @@ def _open_folder(path: Path, wanted: Wanted) -> Opened:
         arrays = huggingface.read_weights(path)
         names = (huggingface.CONFIG, huggingface.PROCESSOR)
         sidecars = {name: huggingface.read_json(path / name) for name in names}
-        arch = str(sidecars[huggingface.CONFIG].get("architecture", ""))  # timm's
+        arch = _text(sidecars[huggingface.CONFIG].get("architecture"))  # timm's
         return _identify(path, arrays, header, wanted, sidecars=sidecars, arch=arch)
     config, _ = _config(path, header, wanted)
-    return Opened(Tensors.of(_runtime("flax").load_native(config, path)), config, "flax")
+    files.check_folder(path)
+    named = _runtime("flax").load_native(config, path)
+    _check_claims(path, config, len(named), wanted)
+    return Opened(Tensors.of(named), config, "flax")
 
 
 def _open_pth(path: Path, suffix: str, wanted: Wanted) -> Opened:
@@ -126,14 +134,14 @@ def _open_pth(path: Path, suffix: str, wanted: Wanted) -> Opened:
     arrays = files.torch_tensors(path, weights)
     if not arrays:
         raise InputError(f"{path}: holds no tensors; wanted a state dict")
-    around = {"wrapper": wrapper, "container": suffix, "arch": str(content.get("arch", ""))}
-    return _identify(path, arrays, content.get(HEADER_KEY), wanted, **around)
+    around = {"wrapper": wrapper, "container": suffix, "arch": _text(content.get("arch"))}
+    return _identify(path, arrays, _text(content.get(HEADER_KEY)), wanted, **around)
 
 
 def _identify(
     path: Path,
     arrays: Tensors,
-    header: object,
+    header: str | None,
     wanted: Wanted,
     **around: Any,
 ) -> Opened:
@@ -146,18 +154,18 @@ def _identify(
         wanted: by the caller.
         around: what else is a clue, as in ``Clues``.
     """
-    try:
+    with _understanding(path):
+        arrays.check()
         content = unwrap(arrays, around.pop("wrapper", ""))
-        if wanted.config or header:
-            config, format = _config(path, header, wanted)
-            return Opened(
-                content.tensors, config, format or _guess(content.tensors, config), content.notes
-            )
+    if wanted.config or header:
+        config, format = _config(path, header, wanted)
+        _check_claims(path, config, len(content.tensors), wanted)
+        with _understanding(path):
+            format = format or _guess(content.tensors, config)
+        return Opened(content.tensors, config, format, content.notes)
+    with _understanding(path):
         shapes = content.tensors.shapes
         found = detect(Clues(shapes, wanted.changes, wanted.format, content.wrapper, **around))
-    except (InputError, KeyError, IndexError, ValueError, TypeError, ZeroDivisionError) as error:
-        reason = error if isinstance(error, InputError) else f"names or shapes lack {error}"
-        raise InputError(f"{path}: {reason}") from None
     if found is None:
         raise InputError(
             f"{path}: {', '.join(list(arrays)[:3])} … are names of no format that isovit knows; "
@@ -167,23 +175,62 @@ def _identify(
     return Opened(content.tensors, config, format, content.notes)
 
 
+@contextmanager
+def _understanding(path: Path) -> Generator[None]:
+    """Turn what fails on names, shapes and numbers of a file into one line with its path.
+
+    Raises:
+        InputError: for every exception from inside.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except Exception as error:  # anything may stand in a file
+        raise InputError(f"{path}: its names or shapes are no model's: {error!r}") from None
+
+
 def _config(path: Path, header: object, wanted: Wanted) -> tuple[Config, str | None]:
     """Config and format: as asked for, or as the header says."""
-    if not header:
+    if not isinstance(header, str) or not header:
         if wanted.config is None:
             raise InputError(f"{path}: says no model; give --model, e.g. vit_s16")
         return wanted.config, wanted.format
     try:
-        said = msgspec.json.decode(str(header), type=_Header)
-    except msgspec.DecodeError as error:
+        said = msgspec.json.decode(header, type=_Header)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
         raise InputError(f"{path}: its header is not isovit's: {error}") from None
     format = wanted.format or said.format
     if format not in FORMATS:
         raise InputError(f"{path}: its header names the format {format!r}, which isovit lacks")
     if wanted.config:
         return wanted.config, format
-    config = config_from_dict(said.config, str(path))
+    try:
+        config = config_from_dict(said.config, str(path))
+    except ArithmeticError as error:
+        raise InputError(f"{path}: its config has a number too large: {error}") from None
     return config.replace(**wanted.changes) if wanted.changes else config, format
+
+
+def _check_claims(path: Path, config: Config, arrays: int, wanted: Wanted) -> None:
+    """Check what a header says before anything counts along it: a few bytes may claim anything."""
+    for name in () if wanted.config else ("depth", "t2t_layers"):
+        claimed = getattr(config, name, 0)
+        number = claimed if isinstance(claimed, int) else len(claimed)
+        if number > arrays:
+            raise InputError(f"{path}: its header says {name}={claimed}; it has {arrays} arrays")
+
+
+def _check_count(path: Path, config: Config, specs: Mapping[str, Spec]) -> None:
+    """Check that a file has numbers enough for a model, before the model is built."""
+    wanted, found = param_tree(config).count(), sum(spec.size for spec in specs.values())
+    if wanted > found:
+        raise InputError(f"{path}: holds {found:,} numbers; its model has {wanted:,} parameters")
+
+
+def _text(content: object) -> str:
+    """A text in a file, or none: anything may stand in its place."""
+    return content if isinstance(content, str) else ""
 
 
 class _Header(msgspec.Struct):
@@ -211,7 +258,5 @@ def _runtime(backend: str) -> NativeFiles:
 
 
 def _folder_header(path: Path) -> str | None:
-    try:
-        return (path / files.FOLDER_MARK).read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return None
+    mark = path / files.FOLDER_MARK
+    return files.read_text(mark).decode("utf-8", "replace") if mark.is_file() else None

@@ -123,8 +123,12 @@ class RenameTable:
                 for name in names
                 if name in source and not _fits(source.specs[name].shape, wanted, row)
             ]
-            if found:
-                specs[path] = Spec(param.shape, np.result_type(*(spec.dtype for spec in found)))
+            dtypes = [spec.dtype for spec in found]
+            try:
+                specs[path] = Spec(param.shape, np.result_type(*dtypes or [np.float32]))
+            except TypeError:
+                shown = ", ".join(map(str, dtypes))
+                problems.append(f"no dtype holds {' beside '.join(names)}, which are {shown}")
         problems += [
             f"unexpected {name} {spec.shape}"
             for name, spec in source.specs.items()

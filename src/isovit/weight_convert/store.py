@@ -121,7 +121,7 @@ def save(
     name, suffix = check_target(path, format), suffix_of(path)
     config, weights = checkpoint.config, Tensors.of(checkpoint.weights)
     check_fit(name, config)
-    header = msgspec.json.encode({"format": name, "config": config.to_dict()}).decode()
+    header = _header(name, config)
     if name == "keras":
         with files.replacing(path) as temporary:
             _runtime("keras").save_native(config, weights, temporary)
@@ -150,6 +150,17 @@ def save(
         wrapper = FORMATS[name].wrapper
         files.write_pth(path, arrays, wrapper, {HEADER_KEY: header}, track)
     return tuple(_differences(name, config))
+
+
+def file_bytes(checkpoint: Checkpoint) -> int:
+    """Size of a checkpoint's canonical file, which is not written for that."""
+    config, weights = checkpoint.config, Tensors.of(checkpoint.weights)
+    metadata = {HEADER_KEY: _header("isovit", config)}
+    return files.safetensors_bytes(weights, metadata)
+
+
+def _header(format: str, config: Config) -> str:
+    return msgspec.json.encode({"format": format, "config": config.to_dict()}).decode()
 
 
 def _differences(name: str, config: Config) -> Iterator[str]:

@@ -8,10 +8,18 @@ is checked before the first number is read; in memory is only the array that is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
+
+from isovit.errors import InputError
+
+MOST_ARRAYS = 20_000
+"""No model here has more: a file that does is there to keep the reader busy."""
+
+LONGEST_AXIS = 1 << 24
+"""No axis of a model is longer, where an array of no numbers may claim anything."""
 
 BLOCK = 256
 """Side of the squares in which a matrix is transposed; two of them fit a cache."""
@@ -58,6 +66,17 @@ class Tensors(Mapping[str, np.ndarray]):
         specs = {new: self.specs[old] for new, old in names.items()}
         return Tensors(specs, lambda name: self[names[name]])
 
+    def check(self) -> None:
+        """Check that these can be the arrays of a model, before anything counts along them.
+
+        Raises:
+            InputError: naming what is too many or too long.
+        """
+        check_number(len(self))
+        for name, spec in self.specs.items():
+            if max(spec.shape, default=0) > LONGEST_AXIS:
+                raise InputError(f"{name} has the shape {spec.shape}, which no model here has")
+
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every array."""
@@ -76,6 +95,31 @@ class Tensors(Mapping[str, np.ndarray]):
 
     def __contains__(self, name: object) -> bool:
         return name in self.specs
+
+
+def check_number(arrays: int) -> None:
+    """Check that a file holds no more arrays than a model can have.
+
+    Raises:
+        InputError: if it does.
+    """
+    if arrays > MOST_ARRAYS:
+        raise InputError(f"it holds {arrays:,} arrays, which no model here does")
+
+
+def renaming(names: Iterable[str], rule: Callable[[str], str]) -> dict[str, str]:
+    """New name to old name.
+
+    Raises:
+        InputError: if two become one.
+    """
+    old: dict[str, str] = {}
+    for name in names:
+        new = rule(name)
+        if new in old:
+            raise InputError(f"both {old[new]} and {name} stand for {new}")
+        old[new] = name
+    return old
 
 
 def chunks(array: np.ndarray) -> Iterator[np.ndarray]:

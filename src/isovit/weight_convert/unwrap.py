@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from isovit.errors import InputError
-from isovit.weight_convert.tensors import Spec, Tensors
+from isovit.weight_convert.tensors import Spec, Tensors, check_number, renaming
 
 AVERAGED = ("state_dict_ema", "model_ema", "teacher")
 PLAIN = ("state_dict", "model", "net", "student")
@@ -78,7 +78,7 @@ def unwrap(tensors: Tensors, wrapper: str = "") -> Content:
                 notes.append(f"left out: {left} tensors outside {prefix}*, {rest}")
             names = inside
     if any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in names):
-        names = {_hf_name(name): old for name, old in names.items()}
+        names = {new: names[name] for new, name in renaming(names, _hf_name).items()}
     return Content(_unstacked(tensors.renamed(names)), wrapper, tuple(notes))
 
 
@@ -102,6 +102,7 @@ def _unstacked(tensors: Tensors) -> Tensors:
     places: dict[str, tuple[str, int]] = {}
     for name in inside:
         (depth, *shape), dtype = tensors.specs[name]
+        check_number(depth)
         for i in range(depth):
             block = f"Transformer.encoderblock_{i}.{name.removeprefix(stack)}"
             specs[block], places[block] = Spec(tuple(shape), dtype), (name, i)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +16,79 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from isovit.backends import exporting
 from isovit.spec.blocks import BlockConfig, TransformerConfig
 
+
+def gelu(x: Array) -> Array:
+    """x·Φ(x), exact. JAX's own goes by erfc, which takes XLA on a CPU three times as long."""
+    return 0.5 * x * (1.0 + jax.lax.erf(x * 0.7071067811865476))
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
 }
 
 # Two-pass variance: the fast one, E[x²] − E[x]², cancels where the mean is large.
 LayerNorm = partial(nnx.LayerNorm, use_fast_variance=False)
+
+
+ROWS = 512
+"""Tokens whose attention weights are in memory at a time, where there are more tokens."""
+
+
+class Linear(nnx.Linear):
+    """x·W + b as a product of two matrices, whatever axes x has before its last.
+
+    XLA on a CPU multiplies a (batch, tokens, dim) array image by image, and sums the gradient of b
+    over two axes slowly; measured in docs/decisions/fast-paths.md.
+    """
+
+    def __call__(
+        self, inputs: Float[Array, "... dim"], out_sharding: Any = None
+    ) -> Float[Array, "... dim_out"]:
+        x, sharding = (
+            inputs.reshape(-1, inputs.shape[-1]),
+            () if out_sharding is None else (out_sharding,),
+        )
+        y = super().__call__(x, *sharding)  # jax2onnx's own linear layer takes x alone
+        return y.reshape(*inputs.shape[:-1], self.out_features)
+
+
+def attention(
+    q: Float[Array, "*batch tokens dim"],
+    k: Float[Array, "*batch tokens dim"],
+    v: Float[Array, "*batch tokens dim"],
+    scale: float,
+    dropout: nnx.Dropout,
+) -> Float[Array, "*batch tokens dim"]:
+    """softmax(q·kᵀ · scale)·v, with dropout of the weights; arXiv:1706.03762, eq. 1."""
+    q, drops = q * scale, dropout.rate > 0.0 and not dropout.deterministic
+    if exporting.get():
+        return dropout(jax.nn.softmax(q @ k.mT, axis=-1)) @ v
+    if q.shape[-2] <= ROWS or drops:
+        return softmax_product(q @ k.mT, v, dropout)
+
+    # A few rows of weights at a time, and again for the gradient: they are never whole in memory.
+    def of_image(qkv: tuple[Array, Array, Array]) -> Array:
+        q, k, v = qkv  # (tokens, dim)
+        of_row = jax.checkpoint(lambda q: softmax_product(q[None] @ k.mT, v, identity)[0])
+        return jax.lax.map(of_row, q, batch_size=ROWS)
+
+    qkv = [x.reshape(-1, *x.shape[-2:]) for x in (q, k, v)]
+    over_images = jax.lax.map if jax.default_backend() == "cpu" else _at_once
+    return over_images(of_image, tuple(qkv)).reshape(v.shape)
+
+
+def softmax_product(scores: Array, v: Array, dropout: Callable[[Array], Array]) -> Array:
+    """softmax(scores)·v; the weights are divided by their sums behind the product, at v's size."""
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    return (dropout(weights) @ v) / weights.sum(-1, keepdims=True)
+
+
+def _at_once(function: Callable[[Any], Array], images: Any) -> Array:
+    return jax.vmap(function)(images)
 
 
 def identity(x: Array) -> Array:
@@ -70,7 +134,7 @@ class Attention(nnx.Module):
     def __init__(
         self, config: BlockConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
-        linear = partial(nnx.Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        linear = partial(Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.num_heads = config.num_heads
         self.scale = config.attn_scale
         self.qkv = linear(config.dim, 3 * config.inner_dim, use_bias=config.qkv_bias)
@@ -84,8 +148,7 @@ class Attention(nnx.Module):
         batch, tokens, _ = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each (batch, heads, tokens, head_dim)
-        weights = jax.nn.softmax((q * self.scale) @ k.mT, axis=-1)  # (batch, heads, tokens, tokens)
-        x = self.attn_dropout(weights) @ v
+        x = attention(q, k, v, self.scale, self.attn_dropout)
         x = x.swapaxes(1, 2).reshape(batch, tokens, -1)  # (batch, tokens, heads * head_dim)
         if self.proj is not None:
             x = self.proj(x)
@@ -106,7 +169,7 @@ class Mlp(nnx.Module):
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
-        linear = partial(nnx.Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        linear = partial(Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.fc1 = linear(dim, hidden_dim, use_bias=True)
         self.activation = ACTIVATIONS[activation]
         self.dropout1 = nnx.Dropout(dropout_rate, rngs=rngs)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -15,18 +15,17 @@ import msgspec
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+import tensorstore
 from flax import nnx
 
 from isovit.backends import model_class
+from isovit.backends.devices import jax_device, jax_precision
 from isovit.backends.flax.layout import LAYOUT
-from isovit.backends.protocol import Gradients, Model, Optimizer, Weights
+from isovit.backends.protocol import Gradients, Model, Optimizer, Setting, Weights
 from isovit.errors import InputError, reason
 from isovit.spec.config import Config
 from isovit.spec.families import param_tree
 from isovit.spec.layout import from_native, to_native
-
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
-"""What orbax raises on broken folders."""
 
 
 def build(
@@ -35,18 +34,27 @@ def build(
     """See ``Backend.build``."""
     if dtype == "float64":
         jax.config.update("jax_enable_x64", True)  # for the whole process; JAX offers no less
-    kind = jnp.dtype(dtype)
-    cls = model_class("flax", config.family)
-    model = nnx.eval_shape(
-        lambda: cls(config, dtype=kind, param_dtype=kind, rngs=nnx.Rngs(params=0, dropout=0))
-    )
-    with jax.default_device(_device(device)) if device else nullcontext():
+    model = _shapes(config, dtype)
+    with jax.default_device(jax_device(device)) if device else nullcontext():
         nnx.reseed(model, dropout=0)  # the keys were shapes only
         write(model, weights)
     if device:  # committed, so that the computation stays there too
-        nnx.update(model, jax.device_put(nnx.state(model), _device(device)))
+        nnx.update(model, jax.device_put(nnx.state(model), jax_device(device)))
     model.eval()
     return model
+
+
+def _shapes(config: Config, dtype: str) -> nnx.Module:
+    """A model that has shapes in the place of weights."""
+    kind, cls = jnp.dtype(dtype), model_class("flax", config.family)
+    return nnx.eval_shape(
+        lambda: cls(config, dtype=kind, param_dtype=kind, rngs=nnx.Rngs(params=0, dropout=0))
+    )
+
+
+def require_device(device: str) -> None:
+    """See ``Backend.require_device``."""
+    jax_device(device)
 
 
 def read(model: Model) -> dict[str, np.ndarray]:
@@ -119,9 +127,9 @@ WAYS = ("jit",)
 
 def put(model: Model, array: np.ndarray) -> jax.Array:
     """See ``Backend.put``."""
-    if array.dtype.kind == "i":
-        return jax.device_put(array, next(iter(_variables(model).values()))[...].device)
-    return _like(model, array)
+    is_integer = array.dtype.kind == "i"
+    there = jax.device_put(array, _place(model)) if is_integer else _like(model, array)
+    return jax.block_until_ready(there)
 
 
 def inference(model: Model, images: jax.Array, way: str) -> Callable[[], jax.Array]:
@@ -135,42 +143,65 @@ def training(
     model: Model, images: jax.Array, labels: jax.Array, way: str
 ) -> Callable[[], jax.Array]:
     """See ``Backend.training``."""
+    model.train()
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    kept = [params, rest, _optimizer().init(params)]
+    run = _update.lower(graphdef, *kept, images, labels).compile()
+
+    def step() -> jax.Array:
+        *kept[:], value = run(*kept, images, labels)
+        return jax.block_until_ready(value)
+
+    return step
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=(1, 2, 3))
+def _update(
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    rest: nnx.State,
+    state: optax.OptState,
+    images: jax.Array,
+    labels: jax.Array,
+) -> Any:
+    """One step: what trains, what does not, the optimiser's state, and the loss before it."""
+
+    def loss(params: nnx.State) -> tuple[jax.Array, Any]:
+        trained = nnx.merge(graphdef, params, rest, copy=True)
+        logits = trained(images)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        _, _, moved = nnx.split(trained, nnx.Param, ...)  # the keys of dropout move on
+        return losses.mean(), moved
+
+    (value, new_rest), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+    updates, state = _optimizer().update(gradients, state, params)
+    return optax.apply_updates(params, updates), new_rest, state, value
+
+
+def _optimizer() -> optax.GradientTransformation:
     numbers = Optimizer()
-    optimizer = optax.adamw(
+    return optax.adamw(
         numbers.learning_rate,
         b1=numbers.beta1,
         b2=numbers.beta2,
         eps=numbers.epsilon,
         weight_decay=numbers.weight_decay,
     )
-    model.train()
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-
-    @partial(jax.jit, donate_argnums=(0, 1, 2))
-    def update(params: nnx.State, rest: nnx.State, state: optax.OptState) -> Any:
-        def loss(params: nnx.State) -> tuple[jax.Array, Any]:
-            trained = nnx.merge(graphdef, params, rest, copy=True)
-            logits = trained(images)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            _, _, moved = nnx.split(trained, nnx.Param, ...)  # the keys of dropout move on
-            return losses.mean(), moved
-
-        (value, new_rest), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-        updates, state = optimizer.update(gradients, state, params)
-        return optax.apply_updates(params, updates), new_rest, state, value
-
-    kept = [params, rest, optimizer.init(params)]
-
-    def step() -> jax.Array:
-        *kept[:], value = update(*kept)
-        return jax.block_until_ready(value)
-
-    return step
 
 
 def exact_arithmetic() -> None:
     """See ``Backend.exact_arithmetic``."""
     jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def setting(model: Model, way: str) -> Setting:
+    """See ``Backend.setting``."""
+    return Setting(_device(model).device_kind, f"{_weight(model).dtype}; {jax_precision()}")
+
+
+def device_memory(model: Model, way: str) -> int | None:
+    """See ``Backend.device_memory``."""
+    return (_device(model).memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def synchronize(model: Model) -> None:
@@ -187,19 +218,22 @@ def save_native(config: Config, weights: Weights, path: Path) -> None:
 
 
 def load_native(config: Config, path: Path) -> dict[str, np.ndarray]:
-    """See ``Backend.load_native``."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of what we report ourselves
-    # One array after another: of many at once, those behind a broken one still call back when
-    # orbax has closed its event loop, and each prints a traceback. Its list of arrays does so too.
+    """See ``Backend.load_native``.
+
+    Orbax lists the arrays and tensorstore reads them. Orbax would read all that a folder claims,
+    however large, and print a traceback for every array that is broken.
+    """
     try:
         listed = msgspec.json.decode((path / "_METADATA").read_bytes(), type=_Listing)
-        names = [
-            tuple(str(step.key) for step in m.key_metadata) for m in listed.tree_metadata.values()
-        ]
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            return {".".join(name): _restore(checkpointer, path, name) for name in names}
-    except (*UNREADABLE, msgspec.DecodeError) as error:
-        said = reason(error).partition(" [tensorstore_spec=")[0]
+        names = {
+            ".".join(str(step.key) for step in entry.key_metadata)
+            for entry in listed.tree_metadata.values()
+        }
+        arrays = {name: _open_array(path, name, listed.use_zarr3) for name in sorted(names)}
+        _check_size(path, arrays.values())
+        return {name: array.read().result() for name, array in arrays.items()}
+    except Exception as error:  # a broken folder makes tensorstore raise anything
+        said = reason(error).partition(" [")[0]
         raise InputError(f"{path}: wanted an orbax folder, but: {said}") from None
 
 
@@ -215,14 +249,32 @@ class _Listing(msgspec.Struct):
     """What orbax's ``_METADATA`` says of the arrays of a folder."""
 
     tree_metadata: dict[str, _Entry]
+    use_zarr3: bool = False
 
 
-def _restore(checkpointer: ocp.PyTreeCheckpointer, path: Path, name: tuple[str, ...]) -> np.ndarray:
-    """One array of an orbax folder."""
-    item = nnx.traversals.unflatten_mapping({name: 0})
-    as_numpy = nnx.traversals.unflatten_mapping({name: ocp.RestoreArgs(restore_type=np.ndarray)})
-    wanted = ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True)
-    return nnx.traversals.flatten_mapping(checkpointer.restore(path.absolute(), args=wanted))[name]
+def _open_array(path: Path, name: str, zarr3: bool) -> tensorstore.TensorStore:
+    """One array of an orbax folder, not read yet."""
+    if "/" in name or name in ("", ".", ".."):
+        raise InputError(f"it lists an array {name!r}")
+    folder = f"{path.absolute()}/"
+    if (path / "manifest.ocdbt").is_file():
+        store = {"driver": "ocdbt", "base": {"driver": "file", "path": folder}, "path": f"{name}/"}
+    else:
+        store = {"driver": "file", "path": f"{folder}{name}/"}
+    spec = {"driver": "zarr3" if zarr3 else "zarr", "kvstore": store}
+    return tensorstore.open(spec, open=True, read=True).result()
+
+
+def _check_size(path: Path, arrays: Iterable[tensorstore.TensorStore]) -> None:
+    """Refuse arrays that are far larger than their files: what is not there reads as zeros."""
+    claimed = 0
+    for array in arrays:
+        chunk = [size or 1 for size in array.chunk_layout.read_chunk.shape or ()]
+        numbers = max(math.prod(array.shape), math.prod(chunk))
+        claimed += numbers * array.dtype.numpy_dtype.itemsize
+    packed = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    if claimed > 1 << 28 and claimed > 20 * packed:
+        raise InputError(f"its {packed:,} bytes would become {claimed:,}; weights never shrink so")
 
 
 def _variables(model: Model) -> dict[str, nnx.Variable]:
@@ -236,20 +288,22 @@ def _evaluating(model: Model) -> Model:
     return nnx.view(model, deterministic=True, raise_if_not_found=False)
 
 
-def _device(name: str) -> Any:
-    """A device of this process by name."""
-    try:
-        return jax.local_devices(backend={"cuda": "gpu"}.get(name, name))[0]
-    except RuntimeError:
-        raise InputError(
-            f"device {name}: jax finds no such device here; use --device cpu"
-        ) from None
+def _weight(model: Model) -> jax.Array:
+    """One for all, of one dtype and one device; training leaves no more of it than these."""
+    return next(iter(_variables(model).values())).get_raw_value()
+
+
+def _place(model: Model) -> jax.sharding.Sharding:
+    return _weight(model).sharding
+
+
+def _device(model: Model) -> Any:
+    return next(iter(_place(model).device_set))
 
 
 def _like(model: Model, array: np.ndarray) -> jax.Array:
     """An array in the dtype of the model, on its device."""
-    weight = next(iter(_variables(model).values()))[...]
-    return jax.device_put(np.asarray(array, weight.dtype), weight.device)
+    return jax.device_put(np.asarray(array, _weight(model).dtype), _place(model))
 
 
 def _numpy(array: jax.Array) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from keras import ops
 
+from isovit.backends import exporting
 from isovit.spec.blocks import BlockConfig, TransformerConfig
 from isovit.spec.config import config_from_dict
 
@@ -24,16 +25,88 @@ DType = str | keras.DTypePolicy | None
 
 
 def gelu(x: Tensor) -> Tensor:
-    """x·Φ(x), exact. ``keras.activations.gelu`` loses half of float64 on TensorFlow."""
+    """x·Φ(x), exact. Keras's own loses half of float64 on TensorFlow, and goes by erfc on JAX."""
+    if keras.backend.backend() == "torch":  # which has an operator for all of it
+        return ops.gelu(x, approximate=False)
     return 0.5 * x * (1.0 + ops.erf(x * 0.7071067811865476))
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
     """The tanh approximation; Hendrycks & Gimpel 2016, arXiv:1606.08415, section 2."""
+    if keras.backend.backend() == "torch":
+        return ops.gelu(x, approximate=True)
     return 0.5 * x * (1.0 + ops.tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "gelu_tanh": gelu_tanh}
+
+
+class Linear(keras.layers.Dense):
+    """x·W + b as a product of two matrices, whatever axes x has before its last.
+
+    XLA on a CPU multiplies a (batch, tokens, dim) array image by image, which can take half as long
+    again; measured in docs/decisions/fast-paths.md.
+    """
+
+    def call(
+        self, inputs: Float[Tensor, "... dim"], training: bool | None = None
+    ) -> Float[Tensor, "... dim_out"]:
+        y = super().call(ops.reshape(inputs, (-1, inputs.shape[-1])), training=training)
+        return ops.reshape(y, (-1, *inputs.shape[1:-1], self.units))
+
+
+ROWS = 512
+"""Tokens whose attention weights are in memory at a time, where there are more tokens."""
+
+
+def attention(
+    q: Float[Tensor, "batch heads tokens dim"],
+    k: Float[Tensor, "batch heads tokens dim"],
+    v: Float[Tensor, "batch heads tokens dim"],
+    scale: float,
+    dropout: keras.layers.Dropout,
+    training: bool | None,
+) -> Float[Tensor, "batch heads tokens dim"]:
+    """softmax(q·kᵀ · scale)·v, with dropout of the weights; arXiv:1706.03762, eq. 1."""
+    drops = training and dropout.rate > 0
+    if exporting.get():
+        weights = ops.softmax(ops.matmul(q * scale, ops.swapaxes(k, -2, -1)), axis=-1)
+        return ops.matmul(dropout(weights, training=training), v)
+    if keras.backend.backend() == "torch" and not drops:  # which has an operator for all of it
+        q, k, v = (_tokens_first(x) for x in (q, k, v))
+        return _tokens_first(ops.dot_product_attention(q, k, v, scale=scale))
+    q, tokens = q * scale, q.shape[-2]
+    if tokens <= ROWS or drops:
+        scores = ops.matmul(q, ops.swapaxes(k, -2, -1))
+        return softmax_product(scores, v, lambda weights: dropout(weights, training=training))
+
+    # A few rows of weights at a time: they are never whole in memory.
+    def of_image(qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        q, k, v = qkv  # (tokens, dim)
+        k = ops.transpose(k)
+        rows = [q[i : i + ROWS] for i in range(0, tokens, ROWS)]
+        return ops.concatenate([softmax_product(ops.matmul(q, k), v) for q in rows], axis=0)
+
+    qkv = tuple(ops.reshape(x, (-1, tokens, x.shape[-1])) for x in (q, k, v))
+    over_images = ops.vectorized_map if _has_accelerator() else ops.map
+    return ops.reshape(over_images(of_image, qkv), (-1, *v.shape[1:]))
+
+
+def softmax_product(
+    scores: Tensor, v: Tensor, dropout: Callable[[Tensor], Tensor] = lambda weights: weights
+) -> Tensor:
+    """softmax(scores)·v; the weights are divided by their sums behind the product, at v's size."""
+    weights = ops.exp(scores - ops.stop_gradient(ops.max(scores, axis=-1, keepdims=True)))
+    return ops.matmul(dropout(weights), v) / ops.sum(weights, axis=-1, keepdims=True)
+
+
+def _tokens_first(x: Tensor) -> Tensor:
+    """(batch, heads, tokens, dim) as (batch, tokens, heads, dim), and back."""
+    return ops.swapaxes(x, 1, 2)
+
+
+def _has_accelerator() -> bool:
+    return any(not name.startswith("cpu") for name in keras.distribution.list_devices())
 
 
 def layer_norm(eps: float, *, name: str, dtype: DType) -> keras.layers.LayerNormalization:
@@ -88,14 +161,12 @@ class Attention(keras.layers.Layer):
         dtype = self.dtype_policy
         self.num_heads, self.head_dim = config.num_heads, config.head_dim
         self.scale = config.attn_scale
-        self.qkv = keras.layers.Dense(
-            3 * config.inner_dim, use_bias=config.qkv_bias, name="qkv", dtype=dtype
-        )
+        self.qkv = Linear(3 * config.inner_dim, use_bias=config.qkv_bias, name="qkv", dtype=dtype)
         self.attn_dropout = keras.layers.Dropout(
             config.attn_dropout_rate, name="attn_dropout", dtype=dtype
         )
         self.proj = (
-            keras.layers.Dense(config.dim, use_bias=True, name="proj", dtype=dtype)
+            Linear(config.dim, use_bias=True, name="proj", dtype=dtype)
             if config.attn_proj
             else None
         )
@@ -115,9 +186,7 @@ class Attention(keras.layers.Layer):
         qkv = ops.reshape(self.qkv(x), (-1, tokens, 3, self.num_heads, self.head_dim))
         qkv = ops.transpose(qkv, (2, 0, 3, 1, 4))
         q, k, v = qkv[0], qkv[1], qkv[2]  # each (batch, heads, tokens, head_dim)
-        scores = ops.matmul(q * self.scale, ops.swapaxes(k, -2, -1))
-        weights = ops.softmax(scores, axis=-1)  # (batch, heads, tokens, tokens)
-        x = ops.matmul(self.attn_dropout(weights, training=training), v)
+        x = attention(q, k, v, self.scale, self.attn_dropout, training)
         x = ops.swapaxes(x, 1, 2)  # (batch, tokens, heads, head_dim)
         x = ops.reshape(x, (-1, tokens, self.num_heads * self.head_dim))
         if self.proj is not None:
@@ -141,10 +210,10 @@ class Mlp(keras.layers.Layer):
         super().__init__(name=name, dtype=dtype)
         dtype = self.dtype_policy
         self.hidden_dim = hidden_dim
-        self.fc1 = keras.layers.Dense(hidden_dim, use_bias=True, name="fc1", dtype=dtype)
+        self.fc1 = Linear(hidden_dim, use_bias=True, name="fc1", dtype=dtype)
         self.activation = ACTIVATIONS[activation]
         self.dropout1 = keras.layers.Dropout(dropout_rate, name="dropout1", dtype=dtype)
-        self.fc2 = keras.layers.Dense(dim, use_bias=True, name="fc2", dtype=dtype)
+        self.fc2 = Linear(dim, use_bias=True, name="fc2", dtype=dtype)
         self.dropout2 = keras.layers.Dropout(dropout_rate, name="dropout2", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

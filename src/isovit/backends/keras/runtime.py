@@ -15,8 +15,9 @@ import numpy as np
 from keras.src.backend.common import dtypes as keras_dtypes
 
 from isovit.backends import model_class, resolve
+from isovit.backends.devices import jax_device, jax_precision, kind_of, missing
 from isovit.backends.keras.layout import LAYOUT
-from isovit.backends.protocol import Gradients, Model, Optimizer, Weights
+from isovit.backends.protocol import Gradients, Model, Optimizer, Setting, Weights
 from isovit.errors import InputError, reason
 from isovit.spec.config import Config
 from isovit.spec.families import param_tree
@@ -38,6 +39,11 @@ def build(
         write(model, weights)
     _DEVICES[model] = device
     return model
+
+
+def require_device(device: str) -> None:
+    """See ``Backend.require_device``."""
+    _on(device)
 
 
 def read(model: Model) -> dict[str, np.ndarray]:
@@ -92,9 +98,10 @@ WAYS = {"tensorflow": ("graph", "xla"), "jax": ("jit",), "torch": ("eager",)}[EN
 def put(model: Model, array: np.ndarray) -> Any:
     """See ``Backend.put``."""
     with _on(_DEVICES.get(model)):
-        if array.dtype.kind == "i":
-            return keras.ops.convert_to_tensor(array)
-        return _like(model, array)
+        is_integer = array.dtype.kind == "i"
+        there = keras.ops.convert_to_tensor(array) if is_integer else _like(model, array)
+    _wait(there)
+    return there
 
 
 def inference(model: Model, images: Any, way: str) -> Callable[[], Any]:
@@ -109,7 +116,8 @@ def inference(model: Model, images: Any, way: str) -> Callable[[], Any]:
         def run(trained: Any, fixed: Any, x: Any) -> Any:
             return model.stateless_call(trained, fixed, x, training=False)[0]
 
-        compiled = run.lower(trained, fixed, images).compile()
+        with _on(_DEVICES.get(model)):
+            compiled = run.lower(trained, fixed, images).compile()
         return lambda: jax.block_until_ready(compiled(trained, fixed, images))
     if ENGINE == "tensorflow":
         import tensorflow as tf
@@ -129,6 +137,20 @@ def inference(model: Model, images: Any, way: str) -> Callable[[], Any]:
 
 def training(model: Model, images: Any, labels: Any, way: str) -> Callable[[], Any]:
     """See ``Backend.training``."""
+    with _on(_DEVICES.get(model)):
+        _prepare_training(model, way)
+
+    def step() -> Any:
+        with _on(_DEVICES.get(model)):
+            value = model.train_on_batch(images, labels)
+        synchronize(model)
+        return value
+
+    return step
+
+
+def _prepare_training(model: Model, way: str) -> None:
+    """Give a model its optimiser and loss."""
     numbers = Optimizer()
     optimizer = keras.optimizers.AdamW(
         numbers.learning_rate,
@@ -138,16 +160,7 @@ def training(model: Model, images: Any, labels: Any, way: str) -> Callable[[], A
         weight_decay=numbers.weight_decay,
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    with _on(_DEVICES.get(model)):
-        model.compile(optimizer, loss, jit_compile=way in ("xla", "jit"))
-
-    def step() -> Any:
-        with _on(_DEVICES.get(model)):
-            value = model.train_on_batch(images, labels)
-        synchronize(model)
-        return value
-
-    return step
+    model.compile(optimizer, loss, jit_compile=way in ("xla", "jit"))
 
 
 def exact_arithmetic() -> None:
@@ -167,12 +180,66 @@ def exact_arithmetic() -> None:
         torch.backends.cudnn.allow_tf32 = False
 
 
+def setting(model: Model, way: str) -> Setting:
+    """See ``Backend.setting``."""
+    words, device = [str(model.compute_dtype)], model.variables[0].value.device
+    if ENGINE == "tensorflow":
+        import tensorflow as tf
+
+        allowed = tf.config.experimental.tensor_float_32_execution_enabled()
+        words.append(f"tensor_float_32_execution={allowed}")
+        kind = tf.DeviceSpec.from_string(device).device_type.lower()
+        name = "cpu" if kind == "cpu" else _tensorflow_gpu(device)
+    elif ENGINE == "jax":
+        words.append(jax_precision())
+        name = device.device_kind
+    else:
+        import torch
+
+        words.append(f"float32_matmul_precision={torch.get_float32_matmul_precision()}")
+        if device.type == "cuda":
+            words.append(f"cudnn.allow_tf32={torch.backends.cudnn.allow_tf32}")
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return Setting(name, "; ".join(words))
+
+
+def _tensorflow_gpu(device: str) -> str:
+    """The name of a GPU, of which TensorFlow's devices have but the number."""
+    import tensorflow as tf
+
+    index = tf.DeviceSpec.from_string(device).device_index or 0
+    gpu = tf.config.list_physical_devices("GPU")[index]
+    return tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
+
+
+def device_memory(model: Model, way: str) -> int | None:
+    """See ``Backend.device_memory``."""
+    device = model.variables[0].value.device
+    if ENGINE == "jax":
+        return (device.memory_stats() or {}).get("peak_bytes_in_use")
+    if ENGINE == "torch":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    import tensorflow as tf
+
+    spec = tf.DeviceSpec.from_string(device)
+    if spec.device_type == "CPU":
+        return None
+    return tf.config.experimental.get_memory_info(f"GPU:{spec.device_index or 0}")["peak"]
+
+
 def synchronize(model: Model) -> None:
     """See ``Backend.synchronize``."""
+    _wait([variable.value for variable in model.variables])
+
+
+def _wait(tensors: Any) -> None:
+    """Wait for tensors; TensorFlow and torch wait for all that was asked of the device."""
     if ENGINE == "jax":
         import jax
 
-        jax.block_until_ready([variable.value for variable in model.variables])
+        jax.block_until_ready(tensors)
     elif ENGINE == "torch":
         import torch
 
@@ -206,7 +273,7 @@ def load_native(config: Config, path: Path) -> dict[str, np.ndarray]:
             file.visititems(lambda _, item: kinds.add(str(getattr(item, "dtype", ""))))
         model = _empty(config, "float64" if "float64" in kinds else "float32")
         model.load_weights(path)
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except Exception as error:  # a broken file makes h5py and Keras raise anything
         raise InputError(
             f"{path}: wanted the Keras weights of this config, but: {reason(error)}"
         ) from None
@@ -353,9 +420,12 @@ def _on(device: str | None) -> AbstractContextManager[Any]:
     """What is made inside lies on this device."""
     if device is None:
         return nullcontext()
+    if ENGINE == "jax":
+        jax_device(device)
+    elif kind_of(device) != "cpu" and kind_of(device) not in (here := _accelerators()):
+        found = " and ".join(["cpu", *sorted(here)]) if here else "cpu only"
+        raise missing(device, ENGINE, found)
     kind, _, index = device.replace("cuda", "gpu").partition(":")
-    if kind != "cpu" and kind not in _accelerators():
-        raise InputError(f"device {device}: {ENGINE} finds no such device here; use --device cpu")
     # On torch, "cpu:0" is not the device "cpu" that parameters are made on: moving the integer
     # state of a Dropout between the two fails.
     return keras.device(kind if ENGINE == "torch" and not index else f"{kind}:{index or 0}")
@@ -365,8 +435,9 @@ def _accelerators() -> set[str]:
     if ENGINE == "torch":
         import torch
 
-        return {"gpu"} if torch.cuda.is_available() else set()
-    return {name.partition(":")[0] for name in keras.distribution.list_devices()}
+        return {"cuda"} if torch.cuda.is_available() else set()
+    names = {kind_of(name) for name in keras.distribution.list_devices()} - {"cpu"}
+    return {"cuda" if name == "gpu" else name for name in names}
 
 
 def _like(model: keras.Model, array: np.ndarray) -> Any:

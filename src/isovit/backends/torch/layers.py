@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,57 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": partial(F.gelu, approximate="none"),
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
 }
+
+
+class Linear(nn.Linear):
+    """x·Wᵀ + b.
+
+    In float32, on a processor of AMD's, a product is written as the convolution of one pixel: torch
+    multiplies by MKL, which is slow there, and convolves by oneDNN. Measured in
+    docs/decisions/fast-paths.md.
+    """
+
+    def forward(self, input: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim_out"]:
+        x = input
+        if not _convolves(x):
+            return super().forward(x)
+        pixels = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, dim, tokens, 1)
+        y = F.conv2d(pixels, self.weight[:, :, None, None], self.bias)
+        return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+
+
+def _convolves(x: Tensor) -> bool:
+    """Whether a product with x is faster as a convolution; never in a graph that is exported."""
+    here = MKL_IS_SLOW and x.device.type == "cpu" and x.dtype == torch.float32
+    return here and not torch.compiler.is_exporting()
+
+
+def _maker_is_amd() -> bool:
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # another system than Linux
+        return False
+
+
+MKL_IS_SLOW = (
+    torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and _maker_is_amd()
+)
+"""Whether torch has both libraries, on a processor for which MKL is not made."""
+
+
+def attention(
+    q: Float[Tensor, "batch heads tokens dim"],
+    k: Float[Tensor, "batch heads tokens dim"],
+    v: Float[Tensor, "batch heads tokens dim"],
+    scale: float,
+    dropout: nn.Dropout,
+) -> Float[Tensor, "batch heads tokens dim"]:
+    """softmax(q·kᵀ · scale)·v, with dropout of the weights; arXiv:1706.03762, eq. 1."""
+    if torch.compiler.is_exporting():  # into operators that every runtime has
+        return dropout(torch.softmax((q * scale) @ k.mT, dim=-1)) @ v
+    # A few rows of weights at a time: they are never whole in memory.
+    rate = dropout.p if dropout.training else 0.0
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=rate, scale=scale)
 
 
 class DropPath(nn.Module):
@@ -53,16 +105,15 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.scale = config.attn_scale
-        self.qkv = nn.Linear(config.dim, 3 * config.inner_dim, bias=config.qkv_bias)
+        self.qkv = Linear(config.dim, 3 * config.inner_dim, bias=config.qkv_bias)
         self.attn_dropout = nn.Dropout(config.attn_dropout_rate)
-        self.proj = nn.Linear(config.inner_dim, config.dim, bias=True) if config.attn_proj else None
+        self.proj = Linear(config.inner_dim, config.dim, bias=True) if config.attn_proj else None
         self.proj_dropout = nn.Dropout(config.dropout_rate if config.attn_proj else 0.0)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, tokens, head_dim)
-        weights = torch.softmax((q * self.scale) @ k.mT, dim=-1)  # (batch, heads, tokens, tokens)
-        x = self.attn_dropout(weights) @ v
+        x = attention(q, k, v, self.scale, self.attn_dropout)
         x = x.transpose(1, 2).flatten(2)  # (batch, tokens, heads * head_dim)
         if self.proj is not None:
             x = self.proj(x)
@@ -74,10 +125,10 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, activation: str, dropout_rate: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim, bias=True)
+        self.fc1 = Linear(dim, hidden_dim, bias=True)
         self.activation = ACTIVATIONS[activation]
         self.dropout1 = nn.Dropout(dropout_rate)
-        self.fc2 = nn.Linear(hidden_dim, dim, bias=True)
+        self.fc2 = Linear(hidden_dim, dim, bias=True)
         self.dropout2 = nn.Dropout(dropout_rate)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:

@@ -9,14 +9,23 @@ from __future__ import annotations
 import math
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from isovit.backends.flax.layers import Block, Fixed, Kinds, LayerNorm, Mlp, identity, pool
+from isovit.backends.flax.layers import (
+    Block,
+    Fixed,
+    Kinds,
+    LayerNorm,
+    Linear,
+    Mlp,
+    attention,
+    identity,
+    pool,
+)
 from isovit.spec.families.t2t_vit import SoftSplit, Stage, T2TViTConfig
 from isovit.spec.initialize import orthogonal_features, sinusoidal_positions
 
@@ -54,10 +63,10 @@ class TokenPerformer(nnx.Module):
         dim, eps, rate = config.token_dim, config.norm_eps, config.token_dropout_rate
         self.eps, self.upcast = config.performer_eps, config.performer_upcast
         self.norm1 = LayerNorm(stage.dim, epsilon=eps, **kinds)
-        self.kqv = nnx.Linear(stage.dim, 3 * dim, use_bias=True, **kinds)
+        self.kqv = Linear(stage.dim, 3 * dim, use_bias=True, **kinds)
         features = orthogonal_features(config.performer_features, dim)
         self.random_features = Fixed(jnp.asarray(features, param_dtype))
-        self.proj = nnx.Linear(dim, dim, use_bias=True, **kinds)
+        self.proj = Linear(dim, dim, use_bias=True, **kinds)
         self.dropout1 = nnx.Dropout(rate, rngs=rngs)
         self.norm2 = LayerNorm(dim, epsilon=eps, **kinds)
         self.mlp = Mlp(dim, config.token_mlp_dim, config.activation, dropout_rate=0.0, **kinds)
@@ -97,7 +106,7 @@ class TokenAttention(nnx.Module):
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
-        linear = partial(nnx.Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        linear = partial(Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         dim = config.token_dim
         self.scale = (stage.dim if config.token_scale == "input_dim" else dim) ** -0.5
         self.qkv = linear(stage.dim, 3 * dim, use_bias=False)
@@ -107,8 +116,8 @@ class TokenAttention(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch tokens patch"]) -> Float[Array, "batch tokens dim"]:
         q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
-        weights = jax.nn.softmax((q * self.scale) @ k.mT, axis=-1)  # (batch, tokens, tokens)
-        return v + self.proj_dropout(self.proj(self.attn_dropout(weights) @ v))
+        x = attention(q, k, v, self.scale, self.attn_dropout)
+        return v + self.proj_dropout(self.proj(x))
 
 
 class TokenTransformer(nnx.Module):
@@ -168,7 +177,7 @@ class TokensToToken(nnx.Module):
         self.stages = config.stages
         mixer, last = MIXERS[config.token_mixer], self.stages[-1]
         self.mixers = nnx.List([mixer(config, stage, **kinds) for stage in self.stages[:-1]])
-        self.project = nnx.Linear(last.dim, config.embed_dim, use_bias=True, **kinds)
+        self.project = Linear(last.dim, config.embed_dim, use_bias=True, **kinds)
 
     def __call__(
         self, images: Float[Array, "batch height width channels"]
@@ -217,7 +226,7 @@ class T2TViT(nnx.Module):
         has_norm, has_head = config.final_norm != "none", config.num_classes > 0
         self.norm = LayerNorm(dim, epsilon=config.norm_eps, **kinds) if has_norm else identity
         self.head = (
-            nnx.Linear(dim, config.num_classes, use_bias=True, **kinds) if has_head else identity
+            Linear(dim, config.num_classes, use_bias=True, **kinds) if has_head else identity
         )
 
     def __call__(

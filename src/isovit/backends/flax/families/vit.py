@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from isovit.backends.flax.layers import Block, Kinds, LayerNorm, identity, pool
+from isovit.backends.flax.layers import Block, Kinds, LayerNorm, Linear, identity, pool
 from isovit.spec.config import require
 from isovit.spec.families.vit import ViTConfig
 
@@ -51,7 +51,7 @@ class NormLinearNormPatchEmbed(nnx.Module):
         kinds = Kinds(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.patch_size, self.grid = config.patch_size, config.grid
         self.norm1 = LayerNorm(config.patch_dim, epsilon=config.norm_eps, **kinds)
-        self.proj = nnx.Linear(config.patch_dim, config.embed_dim, use_bias=True, **kinds)
+        self.proj = Linear(config.patch_dim, config.embed_dim, use_bias=True, **kinds)
         self.norm2 = LayerNorm(config.embed_dim, epsilon=config.norm_eps, **kinds)
 
     def __call__(
@@ -105,14 +105,14 @@ class ViT(nnx.Module):
         has_norm, has_head = config.final_norm != "none", config.num_classes > 0
         self.norm = LayerNorm(dim, epsilon=config.norm_eps, **kinds) if has_norm else identity
         self.pre_logits = (
-            nnx.Linear(dim, config.pre_logits_dim, use_bias=True, **kinds)
+            Linear(dim, config.pre_logits_dim, use_bias=True, **kinds)
             if config.pre_logits_dim
             else None
         )
         dim, classes = config.feature_dim, config.num_classes
-        self.head = nnx.Linear(dim, classes, use_bias=True, **kinds) if has_head else identity
+        self.head = Linear(dim, classes, use_bias=True, **kinds) if has_head else identity
         self.head_dist = (
-            nnx.Linear(dim, classes, use_bias=True, **kinds) if config.dist_head else identity
+            Linear(dim, classes, use_bias=True, **kinds) if config.dist_head else identity
         )
 
     def forward_tokens(

@@ -15,9 +15,11 @@ from keras import ops
 from isovit.backends.keras.layers import (
     Block,
     DType,
+    Linear,
     Mlp,
     SpecModel,
     Tensor,
+    attention,
     constant,
     layer_norm,
     pool,
@@ -54,8 +56,8 @@ class TokenPerformer(keras.layers.Layer):
         self.dim, self.features = config.token_dim, config.performer_features
         self.eps, self.upcast = config.performer_eps, config.performer_upcast
         self.norm1 = layer_norm(eps, name="norm1", dtype=dtype)
-        self.kqv = keras.layers.Dense(3 * self.dim, use_bias=True, name="kqv", dtype=dtype)
-        self.proj = keras.layers.Dense(self.dim, use_bias=True, name="proj", dtype=dtype)
+        self.kqv = Linear(3 * self.dim, use_bias=True, name="kqv", dtype=dtype)
+        self.proj = Linear(self.dim, use_bias=True, name="proj", dtype=dtype)
         self.dropout1 = keras.layers.Dropout(rate, name="dropout1", dtype=dtype)
         self.norm2 = layer_norm(eps, name="norm2", dtype=dtype)
         self.mlp = Mlp(
@@ -118,9 +120,9 @@ class TokenAttention(keras.layers.Layer):
         dtype, rate = self.dtype_policy, config.token_dropout_rate
         self.dim = config.token_dim
         self.scale = (stage.dim if config.token_scale == "input_dim" else self.dim) ** -0.5
-        self.qkv = keras.layers.Dense(3 * self.dim, use_bias=False, name="qkv", dtype=dtype)
+        self.qkv = Linear(3 * self.dim, use_bias=False, name="qkv", dtype=dtype)
         self.attn_dropout = keras.layers.Dropout(rate, name="attn_dropout", dtype=dtype)
-        self.proj = keras.layers.Dense(self.dim, use_bias=True, name="proj", dtype=dtype)
+        self.proj = Linear(self.dim, use_bias=True, name="proj", dtype=dtype)
         self.proj_dropout = keras.layers.Dropout(rate, name="proj_dropout", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -130,11 +132,9 @@ class TokenAttention(keras.layers.Layer):
     def call(
         self, x: Float[Tensor, "batch tokens patch"], training: bool | None = None
     ) -> Float[Tensor, "batch tokens dim"]:
-        q, k, v = ops.split(self.qkv(x), 3, axis=-1)
-        scores = ops.matmul(q * self.scale, ops.swapaxes(k, 1, 2))
-        weights = ops.softmax(scores, axis=-1)  # (batch, tokens, tokens)
-        x = ops.matmul(self.attn_dropout(weights, training=training), v)
-        return v + self.proj_dropout(self.proj(x), training=training)
+        q, k, v = ops.split(self.qkv(x)[:, None], 3, axis=-1)  # each (batch, 1, tokens, dim)
+        x = attention(q, k, v, self.scale, self.attn_dropout, training)[:, 0]
+        return v[:, 0] + self.proj_dropout(self.proj(x), training=training)
 
 
 class TokenTransformer(keras.layers.Layer):
@@ -202,9 +202,7 @@ class TokensToToken(keras.layers.Layer):
             mixer(config, stage, name=f"mixers_{i}", dtype=dtype)
             for i, stage in enumerate(self.stages[:-1])
         ]
-        self.project = keras.layers.Dense(
-            config.embed_dim, use_bias=True, name="project", dtype=dtype
-        )
+        self.project = Linear(config.embed_dim, use_bias=True, name="project", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         for stage, mixer in zip(self.stages, self.mixers, strict=False):
@@ -249,7 +247,7 @@ class T2TViT(SpecModel):
             else keras.layers.Identity(name="norm", dtype=dtype)
         )
         self.head = (
-            keras.layers.Dense(config.num_classes, use_bias=True, name="head", dtype=dtype)
+            Linear(config.num_classes, use_bias=True, name="head", dtype=dtype)
             if has_head
             else keras.layers.Identity(name="head", dtype=dtype)
         )

@@ -10,7 +10,7 @@ import keras
 from jaxtyping import Float
 from keras import ops
 
-from isovit.backends.keras.layers import Block, DType, SpecModel, Tensor, layer_norm, pool
+from isovit.backends.keras.layers import Block, DType, Linear, SpecModel, Tensor, layer_norm, pool
 from isovit.spec.config import require
 from isovit.spec.families.vit import ViTConfig
 
@@ -50,7 +50,7 @@ class NormLinearNormPatchEmbed(keras.layers.Layer):
         dtype, eps = self.dtype_policy, config.norm_eps
         self.patch_size, self.grid, self.dim = config.patch_size, config.grid, config.embed_dim
         self.norm1 = layer_norm(eps, name="norm1", dtype=dtype)
-        self.proj = keras.layers.Dense(config.embed_dim, use_bias=True, name="proj", dtype=dtype)
+        self.proj = Linear(config.embed_dim, use_bias=True, name="proj", dtype=dtype)
         self.norm2 = layer_norm(eps, name="norm2", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -103,17 +103,17 @@ class ViT(SpecModel):
             else keras.layers.Identity(name="norm", dtype=dtype)
         )
         self.pre_logits = (
-            keras.layers.Dense(config.pre_logits_dim, use_bias=True, name="pre_logits", dtype=dtype)
+            Linear(config.pre_logits_dim, use_bias=True, name="pre_logits", dtype=dtype)
             if config.pre_logits_dim
             else None
         )
         self.head = (
-            keras.layers.Dense(config.num_classes, use_bias=True, name="head", dtype=dtype)
+            Linear(config.num_classes, use_bias=True, name="head", dtype=dtype)
             if has_head
             else keras.layers.Identity(name="head", dtype=dtype)
         )
         self.head_dist = (
-            keras.layers.Dense(config.num_classes, use_bias=True, name="head_dist", dtype=dtype)
+            Linear(config.num_classes, use_bias=True, name="head_dist", dtype=dtype)
             if config.dist_head
             else keras.layers.Identity(name="head_dist", dtype=dtype)
         )

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from isovit.backends.torch.layers import Block, Mlp, pool
+from isovit.backends.torch.layers import Block, Linear, Mlp, attention, pool
 from isovit.spec.families.t2t_vit import SoftSplit, Stage, T2TViTConfig
 from isovit.spec.initialize import orthogonal_features, sinusoidal_positions
 
@@ -39,10 +39,10 @@ class TokenPerformer(nn.Module):
         dim, eps = config.token_dim, config.norm_eps
         self.eps, self.upcast = config.performer_eps, config.performer_upcast
         self.norm1 = nn.LayerNorm(stage.dim, eps=eps)
-        self.kqv = nn.Linear(stage.dim, 3 * dim, bias=True)
+        self.kqv = Linear(stage.dim, 3 * dim, bias=True)
         features = torch.tensor(orthogonal_features(config.performer_features, dim))
         self.random_features = nn.Parameter(features, requires_grad=False)
-        self.proj = nn.Linear(dim, dim, bias=True)
+        self.proj = Linear(dim, dim, bias=True)
         self.dropout1 = nn.Dropout(config.token_dropout_rate)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim, config.token_mlp_dim, config.activation, dropout_rate=0.0)
@@ -78,15 +78,15 @@ class TokenAttention(nn.Module):
         super().__init__()
         dim = config.token_dim
         self.scale = (stage.dim if config.token_scale == "input_dim" else dim) ** -0.5
-        self.qkv = nn.Linear(stage.dim, 3 * dim, bias=False)
+        self.qkv = Linear(stage.dim, 3 * dim, bias=False)
         self.attn_dropout = nn.Dropout(config.token_dropout_rate)
-        self.proj = nn.Linear(dim, dim, bias=True)
+        self.proj = Linear(dim, dim, bias=True)
         self.proj_dropout = nn.Dropout(config.token_dropout_rate)
 
     def forward(self, x: Float[Tensor, "batch tokens patch"]) -> Float[Tensor, "batch tokens dim"]:
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        weights = torch.softmax((q * self.scale) @ k.mT, dim=-1)  # (batch, tokens, tokens)
-        return v + self.proj_dropout(self.proj(self.attn_dropout(weights) @ v))
+        q, k, v = self.qkv(x)[:, None].chunk(3, dim=-1)  # each (batch, 1, tokens, dim)
+        x = attention(q, k, v, self.scale, self.attn_dropout)[:, 0]
+        return v[:, 0] + self.proj_dropout(self.proj(x))
 
 
 class TokenTransformer(nn.Module):
@@ -128,7 +128,7 @@ class TokensToToken(nn.Module):
         self.stages = config.stages
         mixer, last = MIXERS[config.token_mixer], self.stages[-1]
         self.mixers = nn.ModuleList(mixer(config, stage) for stage in self.stages[:-1])
-        self.project = nn.Linear(last.dim, config.embed_dim, bias=True)
+        self.project = Linear(last.dim, config.embed_dim, bias=True)
 
     def forward(
         self, images: Float[Tensor, "batch height width channels"]
@@ -161,7 +161,7 @@ class T2TViT(nn.Module):
         self.blocks = nn.ModuleList(Block(block) for block in config.blocks)
         has_norm, has_head = config.final_norm != "none", config.num_classes > 0
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if has_norm else nn.Identity()
-        self.head = nn.Linear(dim, config.num_classes, bias=True) if has_head else nn.Identity()
+        self.head = Linear(dim, config.num_classes, bias=True) if has_head else nn.Identity()
 
     def forward(
         self, images: Float[Tensor, "batch height width channels"]

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from isovit.backends.torch.layers import Block, pool
+from isovit.backends.torch.layers import Block, Linear, pool
 from isovit.spec.config import require
 from isovit.spec.families.vit import ViTConfig
 
@@ -43,7 +43,7 @@ class NormLinearNormPatchEmbed(nn.Module):
         super().__init__()
         self.patch_size, self.grid = config.patch_size, config.grid
         self.norm1 = nn.LayerNorm(config.patch_dim, eps=config.norm_eps)
-        self.proj = nn.Linear(config.patch_dim, config.embed_dim, bias=True)
+        self.proj = Linear(config.patch_dim, config.embed_dim, bias=True)
         self.norm2 = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
 
     def forward(
@@ -80,11 +80,11 @@ class ViT(nn.Module):
         has_norm, has_head = config.final_norm != "none", config.num_classes > 0
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if has_norm else nn.Identity()
         self.pre_logits = (
-            nn.Linear(dim, config.pre_logits_dim, bias=True) if config.pre_logits_dim else None
+            Linear(dim, config.pre_logits_dim, bias=True) if config.pre_logits_dim else None
         )
         dim, classes = config.feature_dim, config.num_classes
-        self.head = nn.Linear(dim, classes, bias=True) if has_head else nn.Identity()
-        self.head_dist = nn.Linear(dim, classes, bias=True) if config.dist_head else nn.Identity()
+        self.head = Linear(dim, classes, bias=True) if has_head else nn.Identity()
+        self.head_dist = Linear(dim, classes, bias=True) if config.dist_head else nn.Identity()
 
     def forward_tokens(
         self, images: Float[Tensor, "batch height width channels"]

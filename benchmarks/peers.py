@@ -1,0 +1,405 @@
+"""isovit beside the public code of the same models, in one run, taking turns.
+
+Usage: python benchmarks/peers.py [MODEL…] [--batch 8] [--mode infer|train] [--rounds 9]
+                                  [--lanes torch,flax,…] [--out FILE.json]
+
+Each lane, a model in one implementation, and each library's matrix product is a process of its own
+that waits for its turn; a round gives a turn to each. Machines drift, so what counts is the ratio
+within a round. All lanes of a model have the same weights, and a lane whose output is not that of
+the public code takes no part.
+
+The public code: of T2T-ViT, the official one, rewritten for the tests from its description
+(``parity_tests/oracles/yitu.py``: it is no package); vit-pytorch for its own T2T-ViT; timm for ViT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+import isovit
+from isovit.backends import get_backend, quiet
+from isovit.benchmarks import worker
+from isovit.benchmarks.device import facts
+from isovit.benchmarks.driver import LIBRARIES, WAYS, installed
+from isovit.benchmarks.measure import summary
+from isovit.benchmarks.records import Case, Mode, Product, Record, Result, Run, Timing, load_run
+from isovit.parity.budgets import LIMITS
+from isovit.parity.compare import error
+from isovit.parity.job import draw_inputs
+from isovit.spec.families import param_tree
+from isovit.versions import versions
+from isovit.weight_convert.checkpoint import Checkpoint
+from isovit.weight_convert.store import save
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the oracles of the tests
+
+MODELS = ("t2t_vit_14", "t2t_vit_t_14", "t2t_vit_7", "t2t_vit_pytorch", "vit_s16")
+PUBLIC = "public"
+PAUSE_S = 0.1
+"""Between turns: the threads of a lane spin for a while before they sleep."""
+
+TURN_S = 1.0
+"""A turn lasts so long, or one step."""
+
+
+# The public models
+
+
+def public(model: str) -> tuple[Any, str]:
+    """The public torch model of a variant, and the format of its weights."""
+    from parity_tests.oracles.importing import mend_torchvision
+
+    mend_torchvision()
+    config = isovit.config(model)
+    if model == "t2t_vit_pytorch":
+        from vit_pytorch.t2t import T2TViT
+
+        layers = tuple((split.kernel, split.stride) for split in config.t2t_layers)
+        return T2TViT(
+            image_size=config.image_size[0], num_classes=config.num_classes, dim=config.embed_dim,
+            depth=config.depth, heads=config.num_heads, mlp_dim=config.mlp_dim,
+            t2t_layers=layers,
+        ), "vit_pytorch"  # fmt: skip
+    if model.startswith("t2t"):
+        from parity_tests.oracles import yitu
+
+        return yitu.T2TViT(
+            img_size=config.image_size[0], tokens_type=config.token_mixer, in_chans=3,
+            num_classes=config.num_classes, embed_dim=config.embed_dim, depth=config.depth,
+            num_heads=config.num_heads, mlp_ratio=config.mlp_dim / config.embed_dim, token_dim=64,
+        ), "yitu"  # fmt: skip
+    import timm
+
+    size, patch = model.removeprefix("vit_")[:-2], model[-2:]
+    name = f"vit_{ {'ti': 'tiny', 's': 'small', 'b': 'base', 'l': 'large'}[size] }_patch{patch}_224"
+    return timm.create_model(name, pretrained=False), "timm"
+
+
+def public_model(checkpoint: Checkpoint, model: str) -> Any:
+    """The public model with weights of ours, loaded strictly."""
+    import torch
+
+    module, format = public(model)
+    with tempfile.TemporaryDirectory(prefix="isovit-") as folder:
+        path = Path(folder) / "weights.pth"
+        save(checkpoint, path, format)
+        module.load_state_dict(torch.load(path, weights_only=True)["state_dict"], strict=True)
+    return module.eval()
+
+
+def public_step(
+    case: Case, checkpoint: Checkpoint, images: np.ndarray
+) -> tuple[Callable[[], Any], float]:
+    """A step of the public model, a forward pass or one of training; and the seconds for images."""
+    import torch
+
+    module = public_model(checkpoint, case.model)
+    x, transfer_s = worker.timed(lambda: torch.tensor(images).permute(0, 3, 1, 2).contiguous())
+    return _public_step(case, checkpoint, module, x), transfer_s
+
+
+def _public_step(case: Case, checkpoint: Checkpoint, module: Any, x: Any) -> Callable[[], Any]:
+    import torch
+
+    if case.mode == "train":
+        labels = torch.tensor(np.arange(len(x)) % checkpoint.config.num_classes)
+        return get_backend("torch").training(module, x, labels, case.way)
+    if case.way == "onnxruntime":
+        return _onnxruntime(module, x)
+    run = torch.compile(module) if case.way == "compile" else module
+
+    def step() -> Any:
+        with torch.inference_mode():
+            return run(x).numpy()
+
+    return step
+
+
+def _onnxruntime(module: Any, x: Any) -> Callable[[], Any]:
+    import onnxruntime
+    import torch
+
+    with tempfile.TemporaryDirectory(prefix="isovit-") as folder, quiet():
+        path = Path(folder) / "model.onnx"
+        batch = ({0: torch.export.Dim("batch", min=1)},)
+        program = torch.onnx.export(
+            module, (x[:2],), dynamo=True, dynamic_shapes=batch, input_names=["x"], verbose=False
+        )
+        program.save(path)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    feed = {"x": x.numpy()}
+    return lambda: session.run(None, feed)[0]
+
+
+# A lane
+
+
+def lane_step(
+    case: Case, checkpoint: Checkpoint, images: np.ndarray
+) -> tuple[Callable[[], Any], float]:
+    """What a lane does in its turn, and the seconds that it takes to hand it the images."""
+    if case.backend == PUBLIC:
+        return public_step(case, checkpoint, images)
+    backend = get_backend(case.backend)
+    backend.exact_arithmetic()
+    model = backend.build(checkpoint.config, checkpoint.weights, device=case.device)
+    x, transfer_s = worker.timed(lambda: backend.put(model, images))
+    if case.mode == "train":
+        labels = backend.put(model, np.arange(len(images)) % checkpoint.config.num_classes)
+        return backend.training(model, x, labels, case.way), transfer_s
+    return backend.inference(model, x, case.way), transfer_s
+
+
+def serve() -> None:
+    """Be a lane: a case or a library comes in, then a line for each turn; times go out."""
+    job = msgspec.json.decode(sys.stdin.readline(), type=worker.Job)
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a library prints is no answer
+
+    def answer(content: object) -> None:
+        answers.write(msgspec.json.encode(content).decode() + "\n")
+        answers.flush()
+
+    if job.case is None:
+        square = np.random.default_rng(0).standard_normal((worker.PRODUCT_SIZE,) * 2, np.float32)
+        step, ready = worker.PRODUCTS[str(job.library)](square, job.device), {}
+    else:
+        config = isovit.config(job.case.model)
+        checkpoint = Checkpoint(config, isovit.init(config, seed=0))
+        images = draw_inputs(config, job.case.batch, seed=0)[0]
+        before = worker.peak_memory()
+        (step, transfer_s), build_s = worker.timed(lambda: lane_step(job.case, checkpoint, images))
+        output, first_s = worker.timed(step)
+        step()
+        ready = {
+            "output": np.asarray(output, np.float64).tolist(),
+            "build_s": build_s,
+            "transfer_ms": 1e3 * transfer_s,
+            "first_call_s": first_s,
+            "host_bytes": worker.peak_memory() - before,
+        }
+    step()
+    answer(ready)
+    for _ in sys.stdin:
+        times: list[float] = []
+        start = time.perf_counter()
+        while not times or time.perf_counter() - start < TURN_S:
+            times.append(1e3 * worker.timed(step)[1])
+        answer(times)
+
+
+# The driver
+
+
+@dataclass
+class Lane:
+    """A process that waits for its turns.
+
+    Attributes:
+        job: what it does.
+        turns: times in ms, of each turn.
+    """
+
+    job: worker.Job
+    turns: list[list[float]] = field(default_factory=list[list[float]])
+    ready: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def start(self) -> str:
+        """Start the process; gives the reason if it could not."""
+        environment = dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3", JAX_PLATFORMS="cpu")
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 -- closed with the lane
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__)), "--lane"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            env=environment,
+        )
+        said = self._ask(msgspec.json.encode(self.job))
+        if said is None:
+            self.errors.seek(0)
+            lines = self.errors.read().decode(errors="replace").strip().splitlines()
+            return lines[-1] if lines else "it ended"
+        self.ready = said
+        return ""
+
+    def turn(self) -> None:
+        """Let it run for a turn."""
+        self.turns.append(self._ask(b"") or [float("nan")])
+        time.sleep(PAUSE_S)
+
+    def end(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
+
+    def _ask(self, line: bytes) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(line + b"\n")
+        self.process.stdin.flush()
+        said = self.process.stdout.readline()
+        return msgspec.json.decode(said) if said else None
+
+    @property
+    def best_ms(self) -> list[float]:
+        """The median of each turn."""
+        return [statistics.median(times) for times in self.turns]
+
+
+def lanes_of(model: str, batch: int, mode: Mode, chosen: Sequence[str] | None) -> list[Lane]:
+    """The lanes of a model, the public code first."""
+    rows = [(PUBLIC, "eager")]
+    if mode == "infer":
+        rows += [(PUBLIC, "onnxruntime")]
+    for name in installed():
+        rows += [(name, way) for way in WAYS[name] if way not in ("compile", "torchax")]
+    cases = [
+        Case(model=model, backend=name, way=way, mode=mode, batch=batch)
+        for name, way in rows
+        if (name == PUBLIC or chosen is None or name in chosen)
+        and (name != "onnx" or mode == "infer")
+    ]
+    return [Lane(worker.Job(limit_s=0.0, case=case)) for case in cases]
+
+
+def compare(
+    run: Run,
+    models: Sequence[str],
+    batch: int,
+    mode: Mode,
+    rounds: int,
+    chosen: Sequence[str] | None,
+    keep: Callable[[Run], None],
+) -> None:
+    """Measure all lanes of all models, one model after another; ``keep`` saves what there is."""
+    products = [
+        Lane(worker.Job(limit_s=0.0, library=library))
+        for library, module in LIBRARIES.items()
+        if find_spec(module)
+    ]
+    for lane in products:
+        if problem := lane.start():
+            raise SystemExit(f"product in {lane.job.library}: {problem}")
+    for model in models:
+        running = _started(lanes_of(model, batch, mode, chosen), run)
+        for _ in range(rounds):
+            for lane in (*products, *running):
+                lane.turn()
+        _report(model, running, products, run, rounds)
+        for lane in running:
+            lane.end()
+        run.products = [
+            Product(
+                library=str(lane.job.library),
+                gflops=2 * worker.PRODUCT_SIZE**3 / min(lane.best_ms) / 1e6,
+            )
+            for lane in products
+        ]
+        keep(run)
+    for lane in products:
+        lane.end()
+
+
+def _started(lanes: list[Lane], run: Run) -> list[Lane]:
+    """Those that run and compute what the first does; what others said goes into the records."""
+    running: list[Lane] = []
+    for lane in lanes:
+        case = lane.job.case
+        assert case is not None
+        problem = lane.start()
+        if not problem and running and case.mode == "infer":
+            wanted, found = (np.asarray(x.ready["output"]) for x in (running[0], lane))
+            off = error(found, wanted)
+            if off > LIMITS["float32"]["output"]:
+                problem = f"its output is not that of the public code: error {off:.1e}"
+        if problem:
+            run.put(Record(case=case, error=problem, versions=versions()))
+            print(f"{case.model} {case.backend} {case.way}: {problem}", file=sys.stderr)
+            lane.end()
+        else:
+            running.append(lane)
+    return running
+
+
+def _report(model: str, lanes: list[Lane], products: list[Lane], run: Run, rounds: int) -> None:
+    """Put the records of a model into the run and print its table."""
+    config = isovit.config(model)
+    multiply_adds = param_tree(config).multiply_adds()
+    best = [min(lane.best_ms[i] for lane in products) for i in range(-rounds, 0)]
+    first = lanes[0].best_ms
+    print(f"\n{model}, {lanes[0].job.case.mode}: ms, times faster than the public code, fraction")
+    for lane in lanes:
+        case = lane.job.case
+        assert case is not None
+        operations = 2 * case.batch * multiply_adds
+        share = [2 * worker.PRODUCT_SIZE**3 / ms for ms in best]
+        fraction = statistics.median(
+            operations / ms / rate for ms, rate in zip(lane.best_ms, share, strict=True)
+        )
+        faster = statistics.median(a / b for a, b in zip(first, lane.best_ms, strict=True))
+        timing: Timing = summary([ms for times in lane.turns for ms in times])
+        result = Result(
+            step=timing,
+            build_s=lane.ready["build_s"],
+            first_call_s=lane.ready["first_call_s"],
+            transfer_ms=lane.ready["transfer_ms"],
+            host_bytes=lane.ready["host_bytes"],
+            device_bytes=None,
+            operations=operations,
+            weight_bytes=4 * param_tree(config).count(),
+        )
+        run.put(Record(case=case, result=result, versions=versions()))
+        name = f"{case.backend} {case.way}"
+        memory = lane.ready["host_bytes"] / 1e6
+        print(
+            f"  {name:<24}{timing.median_ms:8.1f} {faster:6.2f} {fraction:6.2f}  {memory:6.0f} MB",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Read the options, measure, keep the record."""
+    parser = argparse.ArgumentParser(description="isovit beside the public code, taking turns")
+    parser.add_argument("models", nargs="*", default=MODELS)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--mode", choices=("infer", "train"), default="infer")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--lanes", help="backends of isovit, with commas; else all")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--lane", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.lane:
+        serve()
+        return
+    chosen = options.lanes.split(",") if options.lanes else None
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    command = shlex.join(["python", "benchmarks/peers.py", *sys.argv[1:]])
+    run = Run(command=command, started=now, device=facts())
+    if options.out and options.out.exists():  # other models, or the other mode, of an earlier call
+        run.records = load_run(options.out).records
+    keep: Callable[[Run], None] = lambda run: run.save(options.out) if options.out else None  # noqa: E731
+    compare(run, options.models, options.batch, options.mode, options.rounds, chosen, keep)
+    rates = ", ".join(f"{p.library} {p.gflops:.0f}" for p in run.products)
+    print(f"\nproducts of 2048³, GFLOP/s: {rates}")
+
+
+if __name__ == "__main__":
+    main()

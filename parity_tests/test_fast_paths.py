@@ -1,0 +1,134 @@
+"""Is what is done for speed still the same function? Each path is taken, and a broken one seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from isovit.backends import get_backend
+from isovit.backends.protocol import Gradients
+from parity_tests.agreement import assert_agree, assert_traces_agree
+from parity_tests.examples import EXAMPLES
+from parity_tests.oracles import arrays
+from parity_tests.strategies import Case
+from parity_tests.subject import Subject
+
+WITH_ATTENTION = ("vit_timm", "vit_distilled", "t2t_transformer", "t2t_full")
+
+
+def gradients(found: Gradients) -> dict[str, np.ndarray]:
+    return {**found.weights, "images": found.images}
+
+
+def reference(case: Case) -> dict[str, np.ndarray]:
+    return arrays.reference(case.config, case.weights, case.images)
+
+
+# Attention, a few rows at a time
+
+
+@pytest.fixture
+def rows(backend: Subject, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Four rows at a time; collects the shapes of the scores."""
+    layers = backend.module("layers")
+    if backend.name in ("torch", "keras:torch"):
+        pytest.skip("torch has an operator of its own for it")
+    seen: list[tuple[int, ...]] = []
+    whole = layers.softmax_product
+
+    def watched(scores: Any, v: Any, *dropout: Any) -> Any:
+        seen.append(tuple(scores.shape))
+        return whole(scores, v, *dropout)
+
+    monkeypatch.setattr(layers, "softmax_product", watched)
+    monkeypatch.setattr(layers, "ROWS", 4)
+    return seen
+
+
+@pytest.mark.parametrize("example", WITH_ATTENTION)
+def test_attention_in_rows_is_attention(
+    backend: Subject, rows: list[tuple[int, ...]], example: str
+) -> None:
+    case = EXAMPLES[example]
+    assert_traces_agree(backend.trace(case), reference(case))
+    assert rows
+    assert all(shape[-2] <= 4 for shape in rows), rows
+
+
+@pytest.mark.parametrize("example", ["vit_timm", "t2t_transformer"])
+def test_attention_in_rows_has_the_same_gradients(
+    backend: Subject, rows: list[tuple[int, ...]], example: str
+) -> None:
+    case = EXAMPLES[example]
+    wanted = Subject("torch", get_backend("torch")).gradients(case)
+    assert_agree(gradients(backend.gradients(case)), gradients(wanted), "gradient")
+    assert all(shape[-2] <= 4 for shape in rows), rows
+
+
+def test_rows_that_are_not_divided_are_seen(
+    backend: Subject, rows: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = backend.module("layers")
+    whole = layers.softmax_product
+    doubled: Callable[..., Any] = lambda scores, v, *dropout: whole(scores * 1.01, v, *dropout)  # noqa: E731
+    monkeypatch.setattr(layers, "softmax_product", doubled)
+    case = EXAMPLES["t2t_transformer"]
+    with pytest.raises(AssertionError, match="activation beyond 1e-12"):
+        assert_traces_agree(backend.trace(case), reference(case))
+
+
+# Products in torch, as convolutions
+
+
+@pytest.fixture
+def torch_layers(backend: Subject) -> Any:
+    if backend.name != "torch":
+        pytest.skip("concerns torch only")
+    return backend.module("layers")
+
+
+@pytest.mark.parametrize("convolves", [True, False])
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_a_product_is_the_same_by_both_libraries(
+    backend: Subject,
+    torch_layers: Any,
+    example: str,
+    convolves: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch_layers, "MKL_IS_SLOW", convolves)
+    convolved = count_convolutions(torch_layers, monkeypatch)
+    case = EXAMPLES[example]
+    assert_traces_agree(backend.trace(case, "float32"), reference(case), "float32")
+    assert bool(convolved) == convolves
+    model = backend.build(case, "float32")
+    found = backend.runtime.gradients(model, case.images, case.cotangent)
+    assert_agree(gradients(found), gradients(backend.gradients(case)), "gradient", "float32")
+
+
+def test_a_convolution_without_its_bias_is_seen(
+    backend: Subject, torch_layers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_layers, "MKL_IS_SLOW", True)
+    convolve = torch_layers.F.conv2d
+    monkeypatch.setattr(torch_layers.F, "conv2d", lambda x, w, b: convolve(x, w))
+    case = EXAMPLES["t2t_performer"]
+    with pytest.raises(AssertionError, match="activation beyond 5e-06"):
+        assert_traces_agree(backend.trace(case, "float32"), reference(case), "float32")
+
+
+def count_convolutions(layers: Any, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Gets an item for every product that asks and is to be a convolution."""
+    asked: list[bool] = []
+    decide = layers._convolves
+
+    def watched(x: Any) -> bool:
+        if chosen := decide(x):
+            asked.append(chosen)
+        return chosen
+
+    monkeypatch.setattr(layers, "_convolves", watched)
+    return asked

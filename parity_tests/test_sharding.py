@@ -1,0 +1,88 @@
+"""Eight devices compute what one computes: the batch divided, or the model too."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isovit.parity.budgets import LIMITS
+from isovit.parity.compare import error
+from isovit.spec.families import FAMILIES
+from parity_tests.agreement import assert_agree
+from parity_tests.subject import Subject
+
+pytestmark = pytest.mark.slow
+
+Results = dict[str, np.ndarray]
+DTYPES = ("float64", "float32")
+TRAINED = {"flax": "float64", "keras:jax": "float32"}  # the loss of Keras is float32
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_ENABLE_X64": "0",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+}
+
+
+@pytest.fixture(scope="module")
+def results(backend: Subject, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """What a process with eight devices found."""
+    if backend.name not in ("flax", "keras:jax"):
+        pytest.skip("concerns JAX only")
+    root = Path(__file__).parents[1]
+    target = tmp_path_factory.mktemp("sharded") / "results.npz"
+    command = [sys.executable, "-m", "parity_tests.sharded", backend.name, str(target)]
+    paths = os.pathsep.join([str(root), *filter(None, sys.path)])
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": paths}
+    done = subprocess.run(
+        command, env=environment, cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    with np.load(target) as arrays:
+        return {key: arrays[key] for key in arrays.files}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["data", "model"])
+def test_all_devices_give_the_output_of_one(
+    results: Results, kind: str, family: str, dtype: str
+) -> None:
+    found, wanted = (results[f"{family} {dtype} {key}"] for key in (kind, "one"))
+    assert found.dtype == wanted.dtype == dtype
+    assert_agree({"": found}, {"": wanted}, "output", dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["data", "model"])
+def test_a_shard_on_the_wrong_device_is_caught(
+    results: Results, kind: str, family: str, dtype: str
+) -> None:
+    found, wanted = (results[f"{family} {dtype} {key}"] for key in (f"{kind}, misplaced", "one"))
+    assert error(found, wanted) > 100 * LIMITS[dtype]["output"]
+
+
+def gradients(results: Results, family: str, dtype: str, kind: str) -> Results:
+    head = f"{family} {dtype} {kind} gradient "
+    return {key.removeprefix(head): a for key, a in results.items() if key.startswith(head)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_over_all_devices_has_the_loss_and_gradients_of_one(
+    results: Results, backend: Subject, family: str
+) -> None:
+    dtype = TRAINED[backend.name]
+    found, wanted = (gradients(results, family, dtype, kind) for kind in ("data", "one"))
+    assert len(wanted) > 15
+    assert_agree(found, wanted, "gradient", dtype)
+    losses = [results[f"{family} {dtype} {kind} loss"] for kind in ("data", "one")]
+    assert error(*losses) <= LIMITS[dtype]["output"]
+
+
+def test_a_model_computes_on_the_device_it_was_built_for(results: Results) -> None:
+    assert results["placed"] == 3
