@@ -1,7 +1,8 @@
 """Killed at any moment, a conversion leaves what was there or the whole new file, never a part.
 
 A process that has imported isovit forks one child after another; each converts, and is killed
-(SIGKILL, as the system does where memory runs out) after a time of its own.
+(SIGKILL, as the system does where memory runs out) at a moment of its own: after a time, once so
+many bytes are written, or as soon as the target changes.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ LARGE = isovit.config("vit_s16", depth=6, num_classes=10)
 FORKING = """
 import json, os, signal, sys, time
 from contextlib import contextmanager
+from pathlib import Path
 from isovit.cli import main
 import isovit.weight_convert.families.vit
 from isovit.weight_convert import files, huggingface, store
@@ -46,9 +48,30 @@ from isovit.weight_convert import files, huggingface, store
 def in_place(path, folder=False):
     yield path
 
+def size(folder):
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(root, name)).st_size
+            except FileNotFoundError:
+                pass  # it was moved
+    return total
+
+def inode(path):
+    return path.stat().st_ino if path.exists() else None
+
 for line in sys.stdin:
     job = json.loads(line)
+    target = Path(job["words"][2])
+    bytes_before, inode_before = size(target.parent), inode(target)
     start = time.monotonic()
+    due = {
+        "after_s": lambda wanted: time.monotonic() - start >= wanted,
+        "written": lambda wanted: size(target.parent) - bytes_before >= wanted,
+        "changed": lambda wanted: inode(target) != inode_before,
+        "never": lambda wanted: False,
+    }
     child = os.fork()
     if not child:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -59,10 +82,14 @@ for line in sys.stdin:
         except SystemExit as end:
             os._exit(end.code)
         os._exit(3)
-    if job["after_s"] is not None:
-        time.sleep(job["after_s"])
+    event, wanted = job["when"]
+    ended, status = 0, 0
+    while not ended and not due[event](wanted):
+        time.sleep(1e-4)
+        ended, status = os.waitpid(child, os.WNOHANG)
+    if not ended:
         os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
+        ended, status = os.waitpid(child, 0)
     seconds = time.monotonic() - start
     print(json.dumps({"code": os.waitstatus_to_exitcode(status), "seconds": seconds}), flush=True)
 """
@@ -80,11 +107,23 @@ class Forking:
         )
 
     def convert(
-        self, source: Path, target: Path, after_s: float | None = None, in_place: bool = False
+        self,
+        source: Path,
+        target: Path,
+        when: tuple[str, float] = ("never", 0),
+        in_place: bool = False,
     ) -> dict[str, Any]:
-        """Convert; the exit code is that of the signal, negative, where the child was killed."""
+        """Convert; the exit code is that of the signal, negative, where the child was killed.
+
+        Args:
+            source: the file to convert.
+            target: the file or folder to write, in a folder where nothing else changes.
+            when: the moment: ``after_s`` and seconds; ``written`` and bytes; the target having
+                ``changed``; ``never``.
+            in_place: whether the child writes in place, as it must not.
+        """
         words = ["convert", str(source), str(target), *(() if target.suffix else ("--to", "hf"))]
-        job = {"words": words, "after_s": after_s, "in_place": in_place}
+        job = {"words": words, "when": when, "in_place": in_place}
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(job) + "\n")
@@ -118,16 +157,21 @@ def content(path: Path) -> dict[str, bytes] | None:
 def states(
     forking: Forking, source: Path, target: Path, moments: int, *, in_place: bool = False
 ) -> Counter[tuple[str, str]]:
-    """What is at the target before and after: ``absent``, ``old``, ``new``, or ``broken``."""
+    """What is at the target before and after: ``absent``, ``old``, ``new``, or ``broken``.
+
+    Of ten moments four are after a time, four within the writing, and two when the target changes.
+    """
     save(Checkpoint(VIT, probe(VIT)), target, None if target.suffix else "hf")
     old = content(target)
     for path in target.parent.iterdir():
         remove(path)
-    durations = [forking.convert(source, target, in_place=in_place) for _ in range(3)]
-    assert [run["code"] for run in durations] == [0, 0, 0]
-    whole_s = sorted(run["seconds"] for run in durations)[1]
+    runs = [forking.convert(source, target, in_place=in_place) for _ in range(3)]
+    assert [run["code"] for run in runs] == [0, 0, 0]
+    whole_s = sorted(run["seconds"] for run in runs)[1]
     new = content(target)
     assert new != old
+    assert new is not None
+    whole_bytes = sum(map(len, new.values()))
     names = {"absent": None, "old": old, "new": new}
     rng = random.Random(0)
     found: Counter[tuple[str, str]] = Counter()
@@ -136,8 +180,13 @@ def states(
         for path in target.parent.iterdir():
             remove(path)
         restore(target, names[before])
-        after_s = whole_s * 1.5 * (i + rng.random()) / moments  # evenly, to well after the end
-        code = forking.convert(source, target, after_s, in_place=in_place)["code"]
+        part = (i + rng.random()) / moments  # evenly
+        when = (
+            ("after_s", whole_s * 1.5 * part),  # from the first line to well after the end
+            ("written", whole_bytes * part),
+            ("changed", 0),
+        )[i // 2 % 5 // 2]
+        code = forking.convert(source, target, when, in_place=in_place)["code"]
         assert code in (0, -9)
         here = content(target)
         after = next((name for name, wanted in names.items() if here == wanted), "broken")
@@ -181,7 +230,7 @@ def test_what_is_left_in_the_end_is_the_whole_model(
     target = tmp_path / "target.safetensors"
     whole_s = forking.convert(source, target)["seconds"]
     target.unlink()
-    assert forking.convert(source, target, whole_s / 2)["code"] == -9
+    assert forking.convert(source, target, ("after_s", whole_s / 2))["code"] == -9
     assert forking.convert(source, target)["code"] == 0
     found, wanted = load(target).weights, load(source).weights
     assert list(found) == list(wanted)
