@@ -19,7 +19,6 @@ BOMB = 5 << 28
 
 SUSPECT_NAMES = [
     "../../outside/ran",
-    "/tmp/ran",
     "a/../../x.npy",
     "C:\\x.npy",
     "",
@@ -159,7 +158,7 @@ def a_member_twice(sample: Sample, rng: Rng) -> None:
 def a_name(sample: Sample, rng: Rng) -> None:
     content = members(sample.path)
     name = rng.choice(list(content))
-    content[rng.choice(SUSPECT_NAMES)] = content.pop(name)
+    content[rng.choice([*SUSPECT_NAMES, str(sample.trap)])] = content.pop(name)
     rewrite(sample.path, content)
 
 

@@ -366,7 +366,9 @@ def a_tar(sample: Sample, rng: Rng) -> None:
     """Torch's oldest container, which is unpacked to a folder: links in it, and names above it."""
     with tarfile.open(sample.path, "w") as archive:
         for name in ("storages", "tensors", "pickle"):
-            info = tarfile.TarInfo(rng.choice([name, name, f"../../outside/{name}", "/tmp/ran"]))
+            info = tarfile.TarInfo(
+                rng.choice([name, name, f"../../outside/{name}", str(sample.trap)])
+            )
             if rng.random() < 0.3:
                 info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
                 archive.addfile(info)
