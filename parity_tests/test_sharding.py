@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import numpy as np
 import pytest
 
 from isovit.parity.budgets import LIMITS
 from isovit.parity.compare import error
 from isovit.spec.families import FAMILIES
 from parity_tests.agreement import assert_agree
+from parity_tests.apart import Results, results_of
 from parity_tests.subject import Subject
 
 pytestmark = pytest.mark.slow
 
-Results = dict[str, np.ndarray]
 DTYPES = ("float64", "float32")
 TRAINED = {"flax": "float64", "keras:jax": "float32"}  # the loss of Keras is float32
 ENVIRONMENT = {
@@ -33,17 +27,8 @@ def results(backend: Subject, tmp_path_factory: pytest.TempPathFactory) -> Resul
     """What a process with eight devices found."""
     if backend.name not in ("flax", "keras:jax"):
         pytest.skip("concerns JAX only")
-    root = Path(__file__).parents[1]
     target = tmp_path_factory.mktemp("sharded") / "results.npz"
-    command = [sys.executable, "-m", "parity_tests.sharded", backend.name, str(target)]
-    paths = os.pathsep.join([str(root), *filter(None, sys.path)])
-    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": paths}
-    done = subprocess.run(
-        command, env=environment, cwd=root, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    with np.load(target) as arrays:
-        return {key: arrays[key] for key in arrays.files}
+    return results_of("parity_tests.sharded", backend.name, target=target, environment=ENVIRONMENT)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

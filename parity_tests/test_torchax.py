@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
-import numpy as np
 import pytest
 
 from isovit.parity.budgets import LIMITS
 from isovit.parity.compare import error
 from parity_tests.agreement import assert_outputs_agree
+from parity_tests.apart import Results, results_of
 from parity_tests.examples import EXAMPLES
 from parity_tests.lowering import NAMES, PLATFORMS, faults
 from parity_tests.subject import Subject
 
 pytestmark = pytest.mark.slow
 
-Results = dict[str, np.ndarray]
 MODELS = ("vit_timm", "t2t_performer")
 
 
@@ -31,17 +26,10 @@ def results(backend: Subject, tmp_path_factory: pytest.TempPathFactory) -> Resul
         pytest.skip("concerns torch only")
     if find_spec("torchax") is None:
         pytest.skip("torchax has an environment of its own: nox -s torchax")
-    root = Path(__file__).parents[1]
     target = tmp_path_factory.mktemp("torchax") / "results.npz"
-    command = [sys.executable, "-m", "parity_tests.through_torchax", str(target)]
-    paths = os.pathsep.join([str(root), *filter(None, sys.path)])
-    environment = {**os.environ, "PYTHONPATH": paths, "JAX_ENABLE_X64": "0"}
-    done = subprocess.run(
-        command, env=environment, cwd=root, capture_output=True, text=True, check=False
+    return results_of(
+        "parity_tests.through_torchax", target=target, environment={"JAX_ENABLE_X64": "0"}
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    with np.load(target) as arrays:
-        return {key: arrays[key] for key in arrays.files}
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
