@@ -34,11 +34,13 @@ import numpy as np
 
 import isovit
 from isovit.backends import get_backend, quiet
+from isovit.backends.devices import worker_environment
 from isovit.benchmarks import worker
 from isovit.benchmarks.device import facts
 from isovit.benchmarks.driver import LIBRARIES, WAYS, installed
 from isovit.benchmarks.measure import summary
 from isovit.benchmarks.records import Case, Mode, Product, Record, Result, Run, Timing, load_run
+from isovit.cli.bench import keeper
 from isovit.parity.budgets import LIMITS
 from isovit.parity.compare import error
 from isovit.parity.job import draw_inputs
@@ -222,14 +224,13 @@ class Lane:
 
     def start(self) -> str:
         """Start the process; gives the reason if it could not."""
-        environment = dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3", JAX_PLATFORMS="cpu")
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 -- closed with the lane
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__)), "--lane"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            env=environment,
+            env=worker_environment("cpu", os.environ),
         )
         said = self._ask(msgspec.json.encode(self.job))
         if said is None:
@@ -395,7 +396,7 @@ def main() -> None:
     run = Run(command=command, started=now, device=facts())
     if options.out and options.out.exists():  # other models, or the other mode, of an earlier call
         run.records = load_run(options.out).records
-    keep: Callable[[Run], None] = lambda run: run.save(options.out) if options.out else None  # noqa: E731
+    keep = keeper(options.out)
     compare(run, options.models, options.batch, options.mode, options.rounds, chosen, keep)
     rates = ", ".join(f"{p.library} {p.gflops:.0f}" for p in run.products)
     print(f"\nproducts of 2048³, GFLOP/s: {rates}")
