@@ -48,11 +48,9 @@ class Linear(nnx.Linear):
     def __call__(
         self, inputs: Float[Array, "... dim"], out_sharding: Any = None
     ) -> Float[Array, "... dim_out"]:
-        x, sharding = (
-            inputs.reshape(-1, inputs.shape[-1]),
-            () if out_sharding is None else (out_sharding,),
-        )
-        y = super().__call__(x, *sharding)  # jax2onnx's own linear layer takes x alone
+        x = inputs.reshape(-1, inputs.shape[-1])
+        # What jax2onnx puts in place of Flax's own call takes x alone.
+        y = super().__call__(x) if out_sharding is None else super().__call__(x, out_sharding)
         return y.reshape(*inputs.shape[:-1], self.out_features)
 
 
@@ -71,24 +69,21 @@ def attention(
         return softmax_product(q @ k.mT, v, dropout)
 
     # A few rows of weights at a time, and again for the gradient: they are never whole in memory.
-    def of_image(qkv: tuple[Array, Array, Array]) -> Array:
+    def of_image(qkv: tuple[Array, ...]) -> Array:
         q, k, v = qkv  # (tokens, dim)
         of_row = jax.checkpoint(lambda q: softmax_product(q[None] @ k.mT, v, identity)[0])
         return jax.lax.map(of_row, q, batch_size=ROWS)
 
-    qkv = [x.reshape(-1, *x.shape[-2:]) for x in (q, k, v)]
-    over_images = jax.lax.map if jax.default_backend() == "cpu" else _at_once
-    return over_images(of_image, tuple(qkv)).reshape(v.shape)
+    qkv = tuple(x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
+    one_by_one = jax.default_backend() == "cpu"
+    y = jax.lax.map(of_image, qkv) if one_by_one else jax.vmap(of_image)(qkv)
+    return y.reshape(v.shape)
 
 
 def softmax_product(scores: Array, v: Array, dropout: Callable[[Array], Array]) -> Array:
     """softmax(scores)·v; the weights are divided by their sums behind the product, at v's size."""
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     return (dropout(weights) @ v) / weights.sum(-1, keepdims=True)
-
-
-def _at_once(function: Callable[[Any], Array], images: Any) -> Array:
-    return jax.vmap(function)(images)
 
 
 def identity(x: Array) -> Array:
