@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from isovit.backends.onnx.from_torch import dynamic_shapes
 from isovit.backends.onnx.layout import HEADER, header
 from isovit.export.forms import Target
 
@@ -28,7 +29,7 @@ def write_pt2(model: Any, path: Path, target: Target) -> None:
     """Write the archive of ``torch.export``."""
     config = model.config
     images = torch.zeros(target.batch or 2, *config.image_size, config.in_channels)
-    shapes = None if target.batch else ({0: torch.export.Dim("batch", min=1)},)
+    shapes = None if target.batch else dynamic_shapes()
     program = torch.export.export(model, (images,), dynamic_shapes=shapes)
     torch.export.save(program, path, extra_files={EXTRA: header("pt2", config)})
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import onnx_ir as ir
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
 from isovit.backends.onnx.layout import BATCH, INPUT, OUTPUT
 from isovit.spec.config import Config
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 OPSET = 20
 """The exporter's own choice: the first in which LayerNormalization and Gelu are one operator."""
