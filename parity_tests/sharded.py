@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -18,26 +19,20 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from isovit.backends import get_backend
 from isovit.parity.job import draw_inputs
 from isovit.spec.config import Config
-from isovit.spec.families.t2t_vit import SoftSplit, T2TViTConfig
-from isovit.spec.families.vit import ViTConfig
+from isovit.spec.families import FAMILIES
 from isovit.spec.initialize import probe
 
 DEVICES = 8
-COMMON: dict[str, Any] = dict(embed_dim=16, depth=1, num_heads=4, mlp_dim=24, num_classes=5)
 CONFIGS: dict[str, Config] = {
-    "vit": ViTConfig(image_size=(12, 8), patch_size=(3, 4), **COMMON),
-    "t2t_vit": T2TViTConfig(
-        image_size=(15, 18), t2t_layers=(SoftSplit(5, 3, 2), SoftSplit(3, 2, 1)), token_dim=10,
-        token_mlp_dim=13, performer_features=4, **COMMON,
-    ),
-}  # fmt: skip
+    family: import_module(f"parity_tests.families.{family}").SHARDED for family in FAMILIES
+}
 LABELS = np.arange(DEVICES, dtype=np.int32) % 5
 BETA1 = 0.9
 
 # Kernels whose columns, and kernels whose rows, the second axis of devices divides.
-COLUMNS = r".*blocks[._]\d+[./](attn[./]qkv|mlp[./]fc1)[./]kernel"
-COLUMN_BIASES = r".*blocks[._]\d+[./](attn[./]qkv|mlp[./]fc1)[./]bias"
-ROWS = r".*blocks[._]\d+[./](attn[./]proj|mlp[./]fc2)[./]kernel"
+COLUMNS = r".*blocks[._]\d+[./].*(attn[./]qkv|mlp[./]fc1)[./]kernel"
+COLUMN_BIASES = r".*blocks[._]\d+[./].*(attn[./]qkv|mlp[./]fc1)[./]bias"
+ROWS = r".*blocks[._]\d+[./].*(attn[./]proj|mlp[./]fc2)[./]kernel"
 
 Results = dict[str, np.ndarray]
 
@@ -77,7 +72,7 @@ def run_flax(config: Config, dtype: str) -> Results:
             name = ".".join(map(str, path))
             where = spec(name) if mesh is both else PartitionSpec()
             array = jax.device_put(variable.get_raw_value(), NamedSharding(mesh, where))
-            array = misplaced(array) if name.endswith(fault) else array
+            array = misplaced(array) if re.fullmatch(fault, name) else array
             placed.append((path, variable.replace(array)))
         return nnx.from_flat_state(placed)
 
@@ -97,7 +92,7 @@ def run_flax(config: Config, dtype: str) -> Results:
         "data": forward(data, put(state, data), over(data, x)),
         "model": forward(both, put(state, both), over(both, x)),
         "data, misplaced": forward(data, put(state, data), misplaced(over(data, x))),
-        "model, misplaced": forward(both, put(state, both, "fc1.kernel"), over(both, x)),
+        "model, misplaced": forward(both, put(state, both, COLUMNS), over(both, x)),
     }
     if dtype != "float64":
         return {key: np.asarray(value) for key, value in found.items()}
@@ -145,9 +140,9 @@ def run_keras(config: Config, dtype: str) -> Results:
         )
 
     def misplace_weights(model: Any, x: Any) -> Any:
-        for block in model.blocks:
-            kernel = block.mlp.fc1.kernel
-            kernel._value = misplaced(kernel.value)
+        for variable in model.trainable_variables:
+            if re.fullmatch(COLUMNS, variable.path):
+                variable._value = misplaced(variable.value)
         return x
 
     found: dict[str, Any] = {

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from isovit.backends.protocol import Backend, Gradients
+from isovit.backends.torch.layout import COUNTER
 from parity_tests.strategies import Case
 
 Native = dict[str, tuple[tuple[int, ...], bool]]
@@ -111,8 +112,9 @@ class Subject:
     def native(self, model: Any) -> Native:
         """What the framework itself says that the model holds."""
         if self.framework == "torch":
-            assert not list(model.buffers())
-            return {n: (tuple(p.shape), p.requires_grad) for n, p in model.named_parameters()}
+            state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+            counted = {name: t for name, t in state.items() if not name.endswith(COUNTER)}
+            return {name: (tuple(t.shape), t.requires_grad) for name, t in counted.items()}
         if self.framework == "flax":
             from flax import nnx
 

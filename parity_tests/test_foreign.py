@@ -17,6 +17,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -35,12 +36,14 @@ from isovit.backends import get_backend
 from isovit.parity.compare import error
 from isovit.parity.job import draw_inputs
 from isovit.spec.config import Preprocess
+from isovit.spec.families import FAMILIES
 from isovit.spec.families.vit import ViTConfig
 from isovit.spec.initialize import probe
 from isovit.weight_convert.formats import FORMATS
 from parity_tests.agreement import assert_outputs_agree
 from parity_tests.oracles import fitting, google, pairs, yitu
 from parity_tests.oracles.importing import import_oracle
+from parity_tests.oracles.originals import Original
 from parity_tests.oracles.pairs import Pair
 from parity_tests.subject import Subject
 
@@ -161,32 +164,22 @@ def check(backend: Subject, format: str, make: Callable[..., nn.Module], pair: P
     assert_outputs_agree(logits(again, images), wanted)
 
 
+ORIGINALS: dict[str, Original] = {
+    f"{family}, {name}": original
+    for family in FAMILIES
+    for name, original in import_module(f"parity_tests.oracles.families.{family}").ORIGINALS.items()
+}
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
 @FEWER
-@given(pair=pairs.vit_pytorch_vits())
-def test_vit_pytorch_vit(backend: Subject, pair: Pair, pytestconfig: pytest.Config) -> None:
-    library = import_oracle("vit_pytorch", pytestconfig)
-    check(backend, "vit_pytorch", library.ViT, pair)
-
-
-@FEWER
-@given(pair=pairs.vit_pytorch_t2t_vits())
-def test_vit_pytorch_t2t_vit(backend: Subject, pair: Pair, pytestconfig: pytest.Config) -> None:
-    library = import_oracle("vit_pytorch.t2t", pytestconfig)
-    check(backend, "vit_pytorch", library.T2TViT, pair)
-
-
-@FEWER
-@given(pair=pairs.timm_vits())
-def test_timm_vit(backend: Subject, pair: Pair, pytestconfig: pytest.Config) -> None:
-    library = import_oracle("timm.models.vision_transformer", pytestconfig)
-    check(backend, "timm", library.VisionTransformer, pair)
-
-
-@FEW
-@given(pair=pairs.timm_distilled_vits())
-def test_timm_distilled_vit(backend: Subject, pair: Pair, pytestconfig: pytest.Config) -> None:
-    library = import_oracle("timm.models.deit", pytestconfig)
-    check(backend, "timm", library.VisionTransformerDistilled, pair)
+@given(data=st.data())
+def test_original(
+    backend: Subject, name: str, data: st.DataObject, pytestconfig: pytest.Config
+) -> None:
+    original = ORIGINALS[name]
+    make = original.make(import_oracle(original.module, pytestconfig))
+    check(backend, original.format, make, data.draw(original.pairs()))
 
 
 SMALL = dict(img_size=(12, 8), patch_size=4, embed_dim=15, depth=2, num_heads=3, num_classes=5)
@@ -234,12 +227,6 @@ def test_early_timm_vit(backend: Subject, pytestconfig: pytest.Config) -> None:
         )  # fmt: skip
         with pytest.raises(isovit.InputError, match="it has pre_logits_dim"):
             isovit.save(ours, path / "ours.safetensors", "timm")
-
-
-@FEWER
-@given(pair=pairs.yitu_vits())
-def test_yitu_t2t_vit(backend: Subject, pair: Pair) -> None:
-    check(backend, "yitu", yitu.T2TViT, pair)
 
 
 # Files of training code whose models have timm's names

@@ -20,8 +20,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from importlib import import_module
+from pathlib import Path
 from types import MethodType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,10 +47,16 @@ from isovit.parity.report import ParityReport
 from isovit.spec.families.t2t_vit import YITU, SoftSplit, T2TViTConfig
 from isovit.spec.families.vit import ViTConfig
 from isovit.spec.initialize import init, probe
+from parity_tests.controls.faults import (
+    Fault,
+    GradientFault,
+    Model,
+    Patch,
+    Plant,
+    modules,
+    rewrite,
+)
 
-Model = Any  # attributes of torch modules are typed as Tensor | Module: of no use here
-Patch = pytest.MonkeyPatch
-Plant = Callable[[Model, Patch], None]
 Results = Mapping[str, np.ndarray]
 
 PAIR = ("sound", "other")
@@ -64,7 +72,7 @@ T2T = T2TViTConfig(
 )  # fmt: skip
 TWO_SPLITS = (SoftSplit(3, 2, 1), SoftSplit(3, 2, 1))
 
-CASES: dict[str, ViTConfig | T2TViTConfig] = {
+CASES: dict[str, Any] = {
     "vit": VIT,
     "vit_offset": VIT,  # with tokens far from zero, see ``weights``
     "vit_mean": VIT.replace(pool="mean"),
@@ -136,37 +144,6 @@ def report(case: str, sound: Results, other: Results) -> ParityReport:
         differences=tuple(_compare(results)),
         seconds={},
     )
-
-
-class Fault(NamedTuple):
-    """A row of the tables.
-
-    Attributes:
-        plant: changes a model in place, or a function of its module through the patch.
-        case: which model.
-        first: the first module, in the order of completion, whose output is wrong; empty for the
-            model's own.
-    """
-
-    plant: Plant
-    case: str
-    first: str = ""
-
-    @property
-    def id(self) -> str:
-        """Name of the fault and of the model."""
-        return f"{self.plant.__name__}-{self.case}"
-
-
-def modules(model: Model, kind: type[nn.Module]) -> list[Any]:
-    """All modules of a kind: a port has its fault everywhere."""
-    return [module for module in model.modules() if isinstance(module, kind)]
-
-
-def rewrite(targets: list[Any], forward: Callable[..., Tensor]) -> None:
-    """Give modules another forward."""
-    for module in targets:
-        module.forward = MethodType(forward, module)
 
 
 # --- scaffolds: a forward with one exchangeable part ---------------------------------------------
@@ -534,7 +511,7 @@ def patches_column_major(model: Model, _: Patch) -> None:
     """The grid flattened column by column: sizes as (width, height), as Pillow gives them."""
 
     def forward(embed: Any, images: Tensor) -> Tensor:
-        return embed.proj(images.permute(0, 3, 1, 2)).mT.flatten(2).mT
+        return embed.proj(images).transpose(1, 2).flatten(1, 2)
 
     rewrite([model.patch_embed], forward)
 
@@ -895,10 +872,10 @@ def convolution_as_product(model: Model, _: Patch) -> None:
     """The patch embedding as a product with flattened patches."""
 
     def forward(conv: Any, x: Tensor) -> Tensor:
-        rows = x.shape[2] // conv.kernel_size[0]
-        patches = F.unfold(x, conv.kernel_size, stride=conv.stride)
-        y = conv.weight.flatten(1) @ patches + conv.bias[:, None]
-        return y.unflatten(2, (rows, -1))
+        rows = x.shape[1] // conv.kernel_size[0]
+        patches = F.unfold(x.permute(0, 3, 1, 2), conv.kernel_size, stride=conv.stride)
+        y = patches.mT @ conv.weight.flatten(1).T + conv.bias
+        return y.unflatten(1, (rows, -1))
 
     rewrite([model.patch_embed.proj], forward)
 
@@ -968,27 +945,6 @@ HARMLESS = (
 # --- faults that only a gradient shows -----------------------------------------------------------
 
 
-class GradientFault(NamedTuple):
-    """A row of the table of faults under which the output stays right.
-
-    Attributes:
-        plant: changes a model in place.
-        case: which model.
-        wrong: path of a gradient that is wrong.
-        right: path of one that stays right, as it lies behind the fault; None for no such.
-    """
-
-    plant: Plant
-    case: str
-    wrong: str
-    right: str | None
-
-    @property
-    def id(self) -> str:
-        """Name of the fault and of the model."""
-        return f"{self.plant.__name__}-{self.case}"
-
-
 def residual_detached(model: Model, _: Patch) -> None:
     """``stop_gradient`` on the residual v, left from an experiment or from a target network."""
     rewrite_performer(model, residual=lambda x, v: v.detach())
@@ -1055,6 +1011,16 @@ GRADIENT_FAULTS = (
     GradientFault(loss_averaged, "vit", "head.bias", None),
     GradientFault(loss_averaged, "performer", "images", None),
 )
+
+
+# --- tables of the other families ----------------------------------------------------------------
+
+for _file in sorted(Path(__file__).parent.glob("controls/families/*.py")):
+    _tables = import_module(f"parity_tests.controls.families.{_file.stem}")
+    CASES |= _tables.CASES
+    FAULTS += _tables.FAULTS
+    HARMLESS += _tables.HARMLESS
+    GRADIENT_FAULTS += _tables.GRADIENT_FAULTS
 
 
 # --- tests ---------------------------------------------------------------------------------------

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from isovit.spec.config import Config
+from isovit.spec.families import FAMILIES
 from isovit.spec.families.t2t_vit import SoftSplit, T2TViTConfig
 from isovit.spec.families.vit import ViTConfig
 
@@ -29,6 +32,9 @@ T2T = T2TViTConfig(
     num_classes=5,
 )
 CONFIGS: dict[str, Config] = {"vit": VIT, "t2t_vit": T2T}
+for _family in FAMILIES.keys() - CONFIGS.keys():
+    _examples = import_module(f"parity_tests.families.{_family}").EXAMPLES
+    CONFIGS[_family] = next(iter(_examples.values()))
 
 # The same ViT for the command line, from a published name.
 SETTINGS = [

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import strategies as st
 
 from isovit.spec.families.t2t_vit import SoftSplit, T2TViTConfig
 from parity_tests.strategies import MAX_WIDTH, MIN_WIDTH, transformer_fields
 
 MAX_IMAGE = 20
+
+SMALL: dict[str, Any] = dict(
+    image_size=(15, 18), t2t_layers=(SoftSplit(5, 3, 2), SoftSplit(3, 2, 1), SoftSplit(3, 1, 0)),
+    token_dim=10, token_mlp_dim=13, performer_features=4, embed_dim=15, depth=1, num_heads=3,
+    mlp_dim=22, num_classes=5,
+)  # fmt: skip
+
+EXAMPLES = {
+    "t2t_performer": T2TViTConfig(**SMALL, token_mixer="performer"),
+    "t2t_transformer": T2TViTConfig(
+        **SMALL, token_mixer="transformer", pos_embed="learned", pool="mean_patches"
+    ),
+    "t2t_full": T2TViTConfig(
+        **{**SMALL, "t2t_layers": (SoftSplit(3, 2, 1), SoftSplit(3, 2, 1), SoftSplit(2, 1, 0))},
+        token_mixer="full", pos_embed="learned", final_norm="none",
+    ),
+}  # fmt: skip
+"""Every module and option between them."""
+
+SHARDED = T2TViTConfig(
+    image_size=(15, 18), t2t_layers=(SoftSplit(5, 3, 2), SoftSplit(3, 2, 1)), token_dim=10,
+    token_mlp_dim=13, performer_features=4, embed_dim=16, depth=1, num_heads=4, mlp_dim=24,
+    num_classes=5,
+)  # fmt: skip
+"""Of a width, heads and hidden layer that two devices can divide."""
 
 
 @st.composite

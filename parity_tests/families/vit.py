@@ -9,6 +9,33 @@ from hypothesis import strategies as st
 from isovit.spec.families.vit import ViTConfig
 from parity_tests.strategies import MAX_WIDTH, transformer_fields
 
+SMALL: dict[str, Any] = dict(
+    image_size=(12, 8), patch_size=(3, 4), embed_dim=21, depth=2, num_heads=3, mlp_dim=17,
+    num_classes=5,
+)  # fmt: skip
+
+EXAMPLES = {
+    "vit_timm": ViTConfig(**SMALL, layer_scale_init=0.1),
+    "vit_pytorch": ViTConfig(
+        **{**SMALL, "num_classes": 0}, patch_embed="norm_linear_norm", pos_embed_tokens="patches",
+        head_dim=5, qkv_bias=False, norm_eps=1e-5, activation="gelu_tanh", pool="none",
+    ),
+    "vit_without_class_token": ViTConfig(
+        **SMALL, class_token=False, attn_proj=False, final_norm="pooled", pool="mean"
+    ),
+    "vit_distilled": ViTConfig(**SMALL, dist_token=True, dist_head=True),
+    "vit_pre_logits": ViTConfig(
+        **SMALL, dist_token=True, pool="mean_patches", pre_logits_dim=11
+    ),
+}  # fmt: skip
+"""Every module and option between them."""
+
+SHARDED = ViTConfig(
+    image_size=(12, 8), patch_size=(3, 4), embed_dim=16, depth=1, num_heads=4, mlp_dim=24,
+    num_classes=5,
+)  # fmt: skip
+"""Of a width, heads and hidden layer that two devices can divide."""
+
 
 @st.composite
 def configs(draw: st.DrawFn) -> ViTConfig:

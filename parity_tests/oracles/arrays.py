@@ -1,7 +1,8 @@
-"""Every module of both families once more, in NumPy loops and float64: slow, and plainly right.
+"""Every module once more, in NumPy loops and float64: slow, and plainly right.
 
 Written from the papers and the facts about the published code, not from a backend. Attention runs
-over one image and one head at a time; a soft split visits one patch after another.
+over one image and one head at a time. Here is what families share; each has a ``Reference`` of its
+own in ``families``.
 
 All of it is analytic, so it takes complex numbers too, and gives derivatives by them: the imaginary
 part of f(x + ihd) / h is the derivative along d, without a difference in which digits are lost
@@ -12,12 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 
 from isovit.spec.blocks import BlockConfig, TransformerConfig
-from isovit.spec.families.t2t_vit import SoftSplit, T2TViTConfig
-from isovit.spec.families.vit import ViTConfig
+from isovit.spec.config import Config
 
 Array = np.ndarray
 
@@ -25,15 +27,14 @@ TINY = 1e-30j
 """A complex step. Its square is nothing beside 1, so there is no truncation either."""
 
 
-def reference(
-    config: TransformerConfig, weights: Mapping[str, Array], images: Array
-) -> dict[str, Array]:
+def reference(config: Config, weights: Mapping[str, Array], images: Array) -> dict[str, Array]:
     """Output of every module by path, ``""`` for the model's own."""
-    return Reference(config, weights).run(images)
+    family = import_module(f"parity_tests.oracles.families.{config.family}")
+    return family.Reference(config, weights).run(images)
 
 
 def derivative(
-    config: TransformerConfig,
+    config: Config,
     weights: Mapping[str, Array],
     images: Array,
     directions: Mapping[str, Array],
@@ -43,54 +44,119 @@ def derivative(
     return reference(config, moved, images + TINY * directions["images"])[""].imag / abs(TINY)
 
 
-def soft_split(image: Array, split: SoftSplit) -> Array:
-    """Patches of one (rows, columns, dim) image, each as (channel, height, width), row by row."""
-    kernel, stride, padding = split
-    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
-    rows, columns, _ = padded.shape
-    return np.array(
-        [
-            [padded[i + di, j + dj, c] for c in range(image.shape[2])
-             for di in range(kernel) for dj in range(kernel)]
-            for i in range(0, rows - kernel + 1, stride)
-            for j in range(0, columns - kernel + 1, stride)
-        ]
-    )  # fmt: skip
-
-
 class Reference:
     """A model: its weights in float64, and the outputs of its modules as they come."""
 
-    def __init__(self, config: TransformerConfig, weights: Mapping[str, Array]) -> None:
+    def __init__(self, config: Any, weights: Mapping[str, Array]) -> None:
         self.config = config
-        self.weights = {path: _widen(array) for path, array in weights.items()}
+        self.weights = {path: widen(array) for path, array in weights.items()}
         self.outputs: dict[str, Array] = {}
 
     def run(self, images: Array) -> dict[str, Array]:
         """Output of every module by path."""
-        config, images = self.config, _widen(images)
-        if isinstance(config, T2TViTConfig):
-            x, first = self._tokens_to_token(config, images), True
-        else:
-            assert isinstance(config, ViTConfig)
-            x, first = self._patch_embed(config, images), config.pos_embed_tokens == "all"
+        self.keep("", self.output(widen(images)))
+        return self.outputs
+
+    def output(self, images: Array) -> Array:
+        """The model's own output; every family has its own."""
+        raise NotImplementedError
+
+    def block(self, path: str, config: BlockConfig, x: Array) -> Array:
+        """The pre-norm block that families share."""
+        qkv = self.dense(f"{path}.attn.qkv", self.norm(f"{path}.norm1", x))
+        y = attend(qkv, config.num_heads, config.attn_scale)
+        y = self.dense(f"{path}.attn.proj", y) if config.attn_proj else y
+        x = x + self.scale(f"{path}.layer_scale1", self.keep(f"{path}.attn", y))
+        y = self.mlp(f"{path}.mlp", config.activation, self.norm(f"{path}.norm2", x))
+        return self.keep(path, x + self.scale(f"{path}.layer_scale2", y))
+
+    def mlp(self, path: str, activation: str, x: Array) -> Array:
+        """Dense, activation, dense."""
+        hidden = ACTIVATIONS[activation](self.dense(f"{path}.fc1", x))
+        return self.keep(path, self.dense(f"{path}.fc2", hidden))
+
+    def scale(self, path: str, x: Array) -> Array:
+        """A factor per channel, where there is one."""
+        gamma = self.weights.get(f"{path}.gamma")
+        return x if gamma is None else self.keep(path, x * gamma)
+
+    def dense(self, path: str, x: Array) -> Array:
+        """x·W + b."""
+        y = x @ self.weights[f"{path}.kernel"]
+        return self.keep(path, y + self.weights.get(f"{path}.bias", 0.0))
+
+    def norm(self, path: str, x: Array, eps: float | None = None) -> Array:
+        """LayerNorm over the last axis; epsilon of the config unless another is given."""
+        centred = x - x.mean(-1, keepdims=True)
+        variance = (centred**2).mean(-1, keepdims=True)
+        y = centred / np.sqrt(variance + (self.config.norm_eps if eps is None else eps))
+        return self.keep(path, y * self.weights[f"{path}.scale"] + self.weights[f"{path}.bias"])
+
+    def batch_norm(self, path: str, x: Array, eps: float) -> Array:
+        """BatchNorm over the last axis at evaluation."""
+        scale, bias, mean, var = (
+            self.weights[f"{path}.{leaf}"] for leaf in ("scale", "bias", "mean", "var")
+        )
+        return self.keep(path, (x - mean) / np.sqrt(var + eps) * scale + bias)
+
+    def conv(
+        self,
+        path: str,
+        x: Array,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        groups: int = 1,
+    ) -> Array:
+        """A convolution, one output pixel after another; a depthwise one has a group a channel."""
+        kernel, bias = self.weights[f"{path}.kernel"], self.weights.get(f"{path}.bias", 0.0)
+        (height, width, in_dim, out_dim), (down, right) = kernel.shape, stride
+        x = np.pad(x, ((0, 0), *((n, n) for n in padding), (0, 0)))
+        rows = (x.shape[1] - height) // down + 1
+        columns = (x.shape[2] - width) // right + 1
+        y = np.zeros((len(x), rows, columns, out_dim), np.result_type(x, kernel))
+        for i, j in np.ndindex(rows, columns):
+            patch = x[:, i * down : i * down + height, j * right : j * right + width]
+            for g in range(groups):
+                inside = patch[..., g * in_dim : (g + 1) * in_dim]
+                outside = slice(g * out_dim // groups, (g + 1) * out_dim // groups)
+                y[:, i, j, outside] = np.einsum("bhwi,hwio->bo", inside, kernel[..., outside])
+        return self.keep(path, y + bias)
+
+    def keep(self, path: str, x: Array) -> Array:
+        """Note the output of a module."""
+        self.outputs[path] = x
+        return x
+
+
+class TransformerReference(Reference):
+    """A model with the shared backbone: tokens before the patches, blocks, and heads."""
+
+    config: TransformerConfig
+
+    def backbone(self, x: Array, positions_first: bool) -> Array:
+        """Patches to logits.
+
+        Args:
+            x: (batch, patches, dim).
+            positions_first: whether positions are added before the other tokens are put first.
+        """
         positions = self.weights["pos_embed"]
-        x = x if first else x + positions
+        x = x + positions if positions_first else x
         for name in ("dist_token", "cls_token"):  # each is put before all others
             if name in self.weights:
                 token = np.repeat(self.weights[name], len(x), axis=0)
                 x = np.concatenate([token, x], axis=1)
-        x = x + positions if first else x
-        for i, block in enumerate(config.blocks):
-            x = self._block(f"blocks.{i}", block, x)
-        self._keep("", self._head(x))
-        return self.outputs
+        x = x if positions_first else x + positions
+        for i, block in enumerate(self.config.blocks):
+            x = self.block(f"blocks.{i}", block, x)
+        return self.head(x)
 
-    def _head(self, x: Array) -> Array:
+    def head(self, x: Array) -> Array:
+        """Final norm, pooling and heads."""
         config = self.config
-        x = self._norm("norm", x) if config.final_norm == "tokens" else x
+        x = self.norm("norm", x) if config.final_norm == "tokens" else x
         if "head_dist.kernel" in self.weights:
-            return (self._dense("head", x[:, 0]) + self._dense("head_dist", x[:, 1])) / 2
+            return (self.dense("head", x[:, 0]) + self.dense("head_dist", x[:, 1])) / 2
         if config.pool == "cls":
             x = x[:, 0]
         elif config.pool == "mean":
@@ -98,101 +164,10 @@ class Reference:
         elif config.pool == "mean_patches":
             start = sum(name in self.weights for name in ("cls_token", "dist_token"))
             x = sum(x[:, t] for t in range(start, x.shape[1])) / (x.shape[1] - start)
-        x = self._norm("norm", x) if config.final_norm == "pooled" else x
+        x = self.norm("norm", x) if config.final_norm == "pooled" else x
         if "pre_logits.kernel" in self.weights:
-            x = np.tanh(self._dense("pre_logits", x))
-        return self._dense("head", x) if config.num_classes else x
-
-    def _patch_embed(self, config: ViTConfig, images: Array) -> Array:
-        (height, width), (rows, columns) = config.patch_size, config.grid
-        patches = [
-            images[:, i * height : (i + 1) * height, j * width : (j + 1) * width]
-            for i in range(rows)
-            for j in range(columns)
-        ]
-        if config.patch_embed == "conv":
-            kernel, bias = (self.weights[f"patch_embed.proj.{leaf}"] for leaf in ("kernel", "bias"))
-            x = np.stack([np.einsum("bhwi,hwio->bo", p, kernel) + bias for p in patches], axis=1)
-            self._keep("patch_embed.proj", x.reshape(len(x), rows, columns, -1))
-        else:
-            x = np.stack([patch.reshape(len(patch), -1) for patch in patches], axis=1)
-            x = self._norm("patch_embed.norm1", x)
-            x = self._norm("patch_embed.norm2", self._dense("patch_embed.proj", x))
-        return self._keep("patch_embed", x)
-
-    def _tokens_to_token(self, config: T2TViTConfig, images: Array) -> Array:
-        mixers = {
-            "performer": self._performer,
-            "transformer": self._transformer,
-            "full": self._full,
-        }
-        *mixed, last = config.stages
-        x = images
-        for j, stage in enumerate(mixed):
-            x = np.stack([soft_split(image, stage.split) for image in x])
-            x = mixers[config.token_mixer](f"tokens_to_token.mixers.{j}", config, x)
-            x = x.reshape(len(x), *stage.grid, -1)
-        x = np.stack([soft_split(image, last.split) for image in x])
-        return self._keep("tokens_to_token", self._dense("tokens_to_token.project", x))
-
-    def _performer(self, path: str, config: T2TViTConfig, x: Array) -> Array:
-        kqv = self._dense(f"{path}.kqv", self._norm(f"{path}.norm1", x))
-        k, q, v = (kqv[..., i * config.token_dim : (i + 1) * config.token_dim] for i in range(3))
-        features = self.weights[f"{path}.random_features"]
-
-        def phi(z: Array) -> Array:
-            exponents = [z @ w - (z * z).sum(-1) / 2 for w in features]
-            return np.exp(np.stack(exponents, axis=-1)) / math.sqrt(len(features))
-
-        kernel = np.einsum("bqm,bkm->bqk", phi(q), phi(k))  # of every token with every other
-        y = np.einsum("bqk,bkd->bqd", kernel, v)
-        y = y / (kernel.sum(-1, keepdims=True) + config.performer_eps)
-        y = v + self._dense(f"{path}.proj", y)
-        y = y + self._mlp(f"{path}.mlp", config.activation, self._norm(f"{path}.norm2", y))
-        return self._keep(path, y)
-
-    def _transformer(self, path: str, config: T2TViTConfig, x: Array) -> Array:
-        scale = (x.shape[-1] if config.token_scale == "input_dim" else config.token_dim) ** -0.5
-        qkv = self._dense(f"{path}.attn.qkv", self._norm(f"{path}.norm1", x))
-        v = qkv[..., 2 * config.token_dim :]
-        y = self._dense(f"{path}.attn.proj", attend(qkv, 1, scale))
-        y = self._keep(f"{path}.attn", v + y)
-        y = y + self._mlp(f"{path}.mlp", config.activation, self._norm(f"{path}.norm2", y))
-        return self._keep(path, y)
-
-    def _full(self, path: str, config: T2TViTConfig, x: Array) -> Array:
-        x = self._block(f"{path}.block", config.full_mixer(x.shape[-1]), x)
-        return self._keep(path, self._norm(f"{path}.norm", x))
-
-    def _block(self, path: str, config: BlockConfig, x: Array) -> Array:
-        qkv = self._dense(f"{path}.attn.qkv", self._norm(f"{path}.norm1", x))
-        y = attend(qkv, config.num_heads, config.attn_scale)
-        y = self._dense(f"{path}.attn.proj", y) if config.attn_proj else y
-        x = x + self._scale(f"{path}.layer_scale1", self._keep(f"{path}.attn", y))
-        y = self._mlp(f"{path}.mlp", config.activation, self._norm(f"{path}.norm2", x))
-        return self._keep(path, x + self._scale(f"{path}.layer_scale2", y))
-
-    def _mlp(self, path: str, activation: str, x: Array) -> Array:
-        hidden = ACTIVATIONS[activation](self._dense(f"{path}.fc1", x))
-        return self._keep(path, self._dense(f"{path}.fc2", hidden))
-
-    def _scale(self, path: str, x: Array) -> Array:
-        gamma = self.weights.get(f"{path}.gamma")
-        return x if gamma is None else self._keep(path, x * gamma)
-
-    def _dense(self, path: str, x: Array) -> Array:
-        y = x @ self.weights[f"{path}.kernel"]
-        return self._keep(path, y + self.weights.get(f"{path}.bias", 0.0))
-
-    def _norm(self, path: str, x: Array) -> Array:
-        centred = x - x.mean(-1, keepdims=True)
-        variance = (centred**2).mean(-1, keepdims=True)
-        y = centred / np.sqrt(variance + self.config.norm_eps)
-        return self._keep(path, y * self.weights[f"{path}.scale"] + self.weights[f"{path}.bias"])
-
-    def _keep(self, path: str, x: Array) -> Array:
-        self.outputs[path] = x
-        return x
+            x = np.tanh(self.dense("pre_logits", x))
+        return self.dense("head", x) if config.num_classes else x
 
 
 def attend(qkv: Array, num_heads: int, scale: float) -> Array:
@@ -223,7 +198,7 @@ def gelu_tanh(x: Array) -> Array:
     return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def _widen(array: Array) -> Array:
+def widen(array: Array) -> Array:
     return array.astype(np.result_type(array, np.float64))
 
 

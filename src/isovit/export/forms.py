@@ -103,7 +103,7 @@ class Target:
         Raises:
             InputError: saying how large it is.
         """
-        size, most = 4 * param_tree(config).count(), self.route.largest
+        size, most = 4 * param_tree(config).size(), self.route.largest
         if most is not None and size >= most:
             raise InputError(
                 f"{self.form} from {self.backend} holds less than {most:,} bytes, "

@@ -5,6 +5,7 @@ The backends' ``layers.py`` hold the same classes over the same ``BlockConfig``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from isovit.spec.config import (
@@ -15,6 +16,7 @@ from isovit.spec.config import (
     InitScheme,
     NonNegative,
     Pool,
+    PositionTable,
     Positive,
     Rate,
     require,
@@ -144,6 +146,11 @@ class TransformerConfig(Config, frozen=True, kw_only=True):
     def prefix_tokens(self) -> int:
         """Number of tokens before the patches."""
         return int(self.class_token)
+
+    @property
+    def position_tables(self) -> Mapping[str, PositionTable]:
+        """See ``Config.position_tables``."""
+        return {"pos_embed": PositionTable(self.grid, self.prefix_tokens)}
 
     @property
     def feature_dim(self) -> int:

@@ -11,7 +11,17 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    Self,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import msgspec
 
@@ -28,6 +38,18 @@ Activation = Literal["gelu", "gelu_tanh"]
 Pool = Literal["cls", "mean", "mean_patches", "none"]
 FinalNorm = Literal["tokens", "pooled", "none"]
 InitScheme = Literal["timm", "yitu", "vit_pytorch", "vit_jax"]
+
+
+class PositionTable(NamedTuple):
+    """What a table of positions is laid over.
+
+    Attributes:
+        grid: rows and columns of positions, row by row in the table's next to last axis.
+        prefix: positions before them, of other tokens.
+    """
+
+    grid: tuple[int, int]
+    prefix: int = 0
 
 
 class ConfigError(InputError):
@@ -111,6 +133,11 @@ class Config(
     def family(self) -> str:
         """The family's name, as in the table of families."""
         return str(self.__struct_config__.tag)
+
+    @property
+    def position_tables(self) -> Mapping[str, PositionTable]:
+        """The learned tables that depend on the size of the image, by canonical path."""
+        return {}
 
     def replace(self, **changes: Any) -> Self:
         """A copy with other values; nested fields by dotted name, ``**{"preprocess.mean": …}``."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from isovit.spec.config import Config
 from isovit.spec.families import param_tree
-from isovit.spec.param import Param, Role
+from isovit.spec.param import STATISTICS, Param, Role
 
 Array = np.ndarray
 Draw = Callable[[np.random.Generator, tuple[int, ...], float], Array]
@@ -44,8 +44,9 @@ def probe(config: Config, seed: int = 0) -> dict[str, Array]:
 
     Published initialisations hide faults: zero biases hide a missing bias, unit scales a missing
     norm, and kernels of 0.02 a permuted q and k. Here kernels keep the variance of their input,
-    scales are 1 + N(0, 0.2²), biases N(0, 0.2²), tokens and positions N(0, 0.5²). Parameters that
-    do not train (sinusoid, random features) are what they always are.
+    scales are 1 + N(0, 0.2²), biases N(0, 0.2²), tokens and positions N(0, 0.5²), running means
+    N(0, 0.2²) and running variances the exponential of such a number. Parameters that do not train
+    (sinusoid, random features) are what they always are.
 
     Args:
         config: any family's config.
@@ -56,10 +57,12 @@ def probe(config: Config, seed: int = 0) -> dict[str, Array]:
     """
     weights = init(config, seed)
     for path, param in param_tree(config).parameters().items():
-        if param.trainable:
+        if param.trainable or param.role in STATISTICS:
             mean, std = _probe_moments(param)
             noise = _generator(seed, "probe." + path).standard_normal(param.shape)
-            weights[path] = (mean + std * param.probe_gain * noise).astype(np.float32)
+            drawn = mean + std * param.probe_gain * noise
+            drawn = np.exp(drawn) if param.role is Role.NORM_VAR else drawn
+            weights[path] = drawn.astype(np.float32)
     return weights
 
 
@@ -69,11 +72,11 @@ def _generator(seed: int, path: str) -> np.random.Generator:
 
 def _probe_moments(param: Param) -> tuple[float, float]:
     match param.role:
-        case Role.DENSE_KERNEL | Role.CONV_KERNEL:
+        case Role.DENSE_KERNEL | Role.CONV_KERNEL | Role.DEPTHWISE_KERNEL:
             return 0.0, 1 / math.sqrt(math.prod(param.shape[:-1]))
         case Role.NORM_SCALE:
             return 1.0, 0.2
-        case Role.BIAS | Role.NORM_BIAS:
+        case Role.BIAS | Role.NORM_BIAS | Role.NORM_MEAN | Role.NORM_VAR:
             return 0.0, 0.2
         case Role.OWN:
             return 0.0, 0.5

@@ -27,9 +27,12 @@ Layout = Mapping[Role, Leaf]
 CANONICAL: Layout = {
     Role.DENSE_KERNEL: Leaf("kernel", "i o"),
     Role.CONV_KERNEL: Leaf("kernel", "h w i o"),
+    Role.DEPTHWISE_KERNEL: Leaf("kernel", "h w i o"),
     Role.BIAS: Leaf("bias", "o"),
     Role.NORM_SCALE: Leaf("scale", "c"),
     Role.NORM_BIAS: Leaf("bias", "c"),
+    Role.NORM_MEAN: Leaf("mean", "c"),
+    Role.NORM_VAR: Leaf("var", "c"),
     Role.OWN: Leaf("", ""),
 }
 

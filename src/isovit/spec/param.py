@@ -19,10 +19,13 @@ class Role(Enum):
     """What a parameter is to its module; a backend's layout is a table over roles."""
 
     DENSE_KERNEL = "dense kernel"  # (in, out)
-    CONV_KERNEL = "conv kernel"  # (height, width, in, out)
+    CONV_KERNEL = "conv kernel"  # (height, width, in / groups, out)
+    DEPTHWISE_KERNEL = "depthwise kernel"  # (height, width, 1, dim)
     BIAS = "bias"  # (out,)
     NORM_SCALE = "norm scale"  # (dim,)
     NORM_BIAS = "norm bias"  # (dim,)
+    NORM_MEAN = "norm mean"  # (dim,), of a BatchNorm: state that training moves, no parameter
+    NORM_VAR = "norm variance"  # (dim,), likewise
     OWN = "own"  # the model's own parameter, under its own name and in one shape everywhere
 
 
@@ -38,6 +41,9 @@ class Init:
     kind: str
     value: float = 0.0
 
+
+STATISTICS = (Role.NORM_MEAN, Role.NORM_VAR)
+"""Roles of state: it is kept with the weights, but nobody counts it among the parameters."""
 
 ZEROS = Init("constant", 0.0)
 ONES = Init("constant", 1.0)
@@ -95,9 +101,13 @@ class ParamTree:
         return {path: node.output for path, node in self.walk() if node.output is not None}
 
     def count(self, trainable: bool | None = None) -> int:
-        """Number of parameters: all, or only the trainable (or fixed) ones."""
-        params = self.parameters().values()
+        """Number of parameters, running statistics aside: all, or only trainable or fixed ones."""
+        params = [param for param in self.parameters().values() if param.role not in STATISTICS]
         return sum(math.prod(p.shape) for p in params if trainable in (None, p.trainable))
+
+    def size(self) -> int:
+        """How many numbers are kept: parameters and running statistics."""
+        return sum(math.prod(param.shape) for param in self.parameters().values())
 
     def multiply_adds(self) -> int:
         """Multiply-adds of one image through every product with weights or between activations."""
@@ -141,15 +151,43 @@ def dense(
 
 
 def conv(
-    name: str, grid: Shape, kernel_size: Shape, in_dim: int, out_dim: int, kernel: Init, bias: Init
+    name: str,
+    grid: Shape,
+    kernel_size: Shape,
+    in_dim: int,
+    out_dim: int,
+    kernel: Init,
+    bias: Init | None,
+    groups: int = 1,
 ) -> ParamTree:
-    """A convolution with bias onto ``grid``, (height, width) of its output."""
-    shape = (*kernel_size, in_dim, out_dim)
-    params = (
-        Param("kernel", shape, Role.CONV_KERNEL, kernel),
-        Param("bias", (out_dim,), Role.BIAS, bias),
-    )
-    return ParamTree(name, params, output=(*grid, out_dim), own_macs=math.prod(grid + shape))
+    """A convolution.
+
+    Args:
+        name: attribute name.
+        grid: (height, width) of its output.
+        kernel_size: (height, width).
+        in_dim: channels of the input.
+        out_dim: channels of the output.
+        kernel: initialiser of the (height, width, in_dim / groups, out_dim) kernel.
+        bias: initialiser of the bias; None for no bias.
+        groups: parts of the channels that do not see each other.
+    """
+    shape = (*kernel_size, in_dim // groups, out_dim)
+    params = [Param("kernel", shape, Role.CONV_KERNEL, kernel)]
+    if bias is not None:
+        params.append(Param("bias", (out_dim,), Role.BIAS, bias))
+    return ParamTree(name, tuple(params), output=(*grid, out_dim), own_macs=math.prod(grid + shape))
+
+
+def depthwise_conv(
+    name: str, grid: Shape, kernel_size: Shape, dim: int, kernel: Init, bias: Init | None
+) -> ParamTree:
+    """A convolution of each channel by itself onto ``grid``, (height, width) of its output."""
+    shape = (*kernel_size, 1, dim)
+    params = [Param("kernel", shape, Role.DEPTHWISE_KERNEL, kernel)]
+    if bias is not None:
+        params.append(Param("bias", (dim,), Role.BIAS, bias))
+    return ParamTree(name, tuple(params), output=(*grid, dim), own_macs=math.prod(grid + shape))
 
 
 def layer_norm(name: str, lead: Shape, dim: int) -> ParamTree:
@@ -157,6 +195,17 @@ def layer_norm(name: str, lead: Shape, dim: int) -> ParamTree:
     params = (
         Param("scale", (dim,), Role.NORM_SCALE, ONES),
         Param("bias", (dim,), Role.NORM_BIAS, ZEROS),
+    )
+    return ParamTree(name, params, output=(*lead, dim))
+
+
+def batch_norm(name: str, lead: Shape, dim: int, scale: Init = ONES) -> ParamTree:
+    """BatchNorm over the last axis, with scale, bias and running statistics."""
+    params = (
+        Param("scale", (dim,), Role.NORM_SCALE, scale),
+        Param("bias", (dim,), Role.NORM_BIAS, ZEROS),
+        Param("mean", (dim,), Role.NORM_MEAN, ZEROS, trainable=False),
+        Param("var", (dim,), Role.NORM_VAR, ONES, trainable=False),
     )
     return ParamTree(name, params, output=(*lead, dim))
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from isovit.errors import InputError
-from isovit.spec.blocks import TransformerConfig
+from isovit.spec.config import Config, PositionTable
 from isovit.spec.families import param_tree
 from isovit.spec.initialize import draw
+from isovit.spec.param import Param
 from isovit.weight_convert.checkpoint import Checkpoint
 from isovit.weight_convert.resize import METHODS, resize_table
 from isovit.weight_convert.tensors import Spec, Tensors
 
 HEADS = ("head.", "head_dist.")
-POSITIONS = "pos_embed"
 RECOMPUTE = "recompute"
 
 
@@ -46,7 +46,7 @@ def adapt(
     """
     if resize not in (*METHODS, RECOMPUTE):
         raise InputError(f"resize={resize!r}: wanted {', '.join(METHODS)} or {RECOMPUTE}")
-    config = cast("TransformerConfig", checkpoint.config)
+    config = checkpoint.config
     notes = list(checkpoint.source.notes)
     changes: dict[str, Any] = {}
     if num_classes is not None and num_classes != config.num_classes:
@@ -57,11 +57,18 @@ def adapt(
     if not changes:
         return checkpoint
     target = config.replace(**changes)
-    if target.grid != config.grid:
-        notes.append(_about_positions(config, target, resize))
-    source = Tensors.of(checkpoint.weights)
     params = param_tree(target).parameters()
+    moved = _moved_tables(config, target)
+    notes += [_about_positions(path, params[path], *moved[path], resize) for path in moved]
+    source = Tensors.of(checkpoint.weights)
     new_head = target.num_classes != config.num_classes
+    for path, param in params.items():
+        is_new = new_head and path.startswith(HEADS)
+        if not is_new and path not in moved and param.shape != source.specs[path].shape:
+            raise InputError(
+                f"image_size={target.image_size}: {path} would have the shape {param.shape}, not "
+                f"{source.specs[path].shape}, and is no table of positions that can be resized"
+            )
     specs = {
         path: Spec(param.shape, source.specs[path].dtype if path in source else _dtype(source))
         for path, param in params.items()
@@ -70,13 +77,12 @@ def adapt(
     def fetch(path: str) -> np.ndarray:
         if new_head and path.startswith(HEADS):
             return draw(params[path], path, seed).astype(specs[path].dtype)
-        if path != POSITIONS or target.grid == config.grid:
+        if path not in moved:
             return source[path]
         if resize == RECOMPUTE:
             return draw(params[path], path, seed).astype(specs[path].dtype)
-        table = source[path]
-        prefix = table.shape[1] - config.grid[0] * config.grid[1]
-        return resize_table(table, config.grid, target.grid, resize, prefix)
+        before, after = moved[path]
+        return resize_table(source[path], before.grid, after.grid, resize, before.prefix)
 
     weights = Tensors(specs, fetch)
     return replace(
@@ -93,11 +99,24 @@ def _about_head(before: int, after: int, seed: int) -> str:
     return f"the head of {before} classes is replaced by a new one of {after}, seed {seed}"
 
 
-def _about_positions(config: TransformerConfig, target: TransformerConfig, method: str) -> str:
-    if method == RECOMPUTE and getattr(target, "pos_embed", "learned") != "sinusoidal":
+def _moved_tables(config: Config, target: Config) -> dict[str, tuple[PositionTable, PositionTable]]:
+    """The tables of positions whose grid changes, by path, as they were and as they will be."""
+    before, after = config.position_tables, target.position_tables
+    return {
+        path: (before[path], after[path])
+        for path in after
+        if path in before and before[path].grid != after[path].grid
+    }
+
+
+def _about_positions(
+    path: str, param: Param, before: PositionTable, after: PositionTable, method: str
+) -> str:
+    if method == RECOMPUTE and param.init.kind != "sinusoid":
         raise InputError("resize=recompute is for fixed positions; these are learned")
-    grids = [f"{rows}x{columns}" for rows, columns in (config.grid, target.grid)]
-    return f"positions are resized from {grids[0]} to {grids[1]} patches by {method}"
+    grids = [f"{rows}x{columns}" for rows, columns in (before.grid, after.grid)]
+    name = "positions" if path == "pos_embed" else path
+    return f"{name} are resized from {grids[0]} to {grids[1]} patches by {method}"
 
 
 def _dtype(tensors: Tensors) -> np.dtype:

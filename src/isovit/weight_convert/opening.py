@@ -223,7 +223,7 @@ def _check_claims(path: Path, config: Config, arrays: int, wanted: Wanted) -> No
 
 def _check_count(path: Path, config: Config, specs: Mapping[str, Spec]) -> None:
     """Check that a file has numbers enough for a model, before the model is built."""
-    wanted, found = param_tree(config).count(), sum(spec.size for spec in specs.values())
+    wanted, found = param_tree(config).size(), sum(spec.size for spec in specs.values())
     if wanted > found:
         raise InputError(f"{path}: holds {found:,} numbers; its model has {wanted:,} parameters")
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from isovit.backends.torch.layout import COUNTER
 from isovit.errors import FitError, InputError
 from isovit.spec.layout import (
     CANONICAL,
@@ -177,7 +178,7 @@ class RenameTable:
 
     def drops_key(self, name: str) -> bool:
         """Whether a foreign key is no part of the model."""
-        return any(row.matches(name) for row in self.drops)
+        return name.endswith(COUNTER) or any(row.matches(name) for row in self.drops)
 
     def _sources(self, path: str, param: Param, layout: Layout) -> tuple[Row, list[str]]:
         """The row that makes a parameter, and the foreign keys that it takes."""
@@ -203,7 +204,8 @@ class NativeTable:
         paths = {native_path(path, param, layout): path for path, param in params.items()}
         names = {path: name for name, path in paths.items()}
         shapes = {name: native_shape(params[path], layout) for name, path in paths.items()}
-        check_shapes(shapes, source.shapes)
+        found = {name: shape for name, shape in source.shapes.items() if not name.endswith(COUNTER)}
+        check_shapes(shapes, found)
         specs = {
             path: Spec(param.shape, source.specs[names[path]].dtype)
             for path, param in params.items()

@@ -5,6 +5,7 @@ Source: Vaswani et al. 2017, arXiv:1706.03762; Dosovitskiy et al. 2021, arXiv:20
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypedDict
@@ -52,6 +53,110 @@ class Linear(nnx.Linear):
         # What jax2onnx puts in place of Flax's own call takes x alone.
         y = super().__call__(x) if out_sharding is None else super().__call__(x, out_sharding)
         return y.reshape(*inputs.shape[:-1], self.out_features)
+
+
+class Conv(nnx.Conv):
+    """A convolution with any zeros around the image."""
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        kernel_size: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        use_bias: bool,
+        groups: int = 1,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        super().__init__(
+            in_dim,
+            out_dim,
+            kernel_size=kernel_size,
+            strides=stride,
+            padding=[(zeros, zeros) for zeros in padding],
+            feature_group_count=groups,
+            use_bias=use_bias,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+
+
+class DepthwiseConv(Conv):
+    """A convolution of each channel by itself."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        kernel_size: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        use_bias: bool,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        super().__init__(
+            dim,
+            dim,
+            kernel_size=kernel_size,
+            stride=stride,
+            padding=padding,
+            use_bias=use_bias,
+            groups=dim,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+
+
+class BatchNorm(nnx.BatchNorm):
+    """BatchNorm over the last axis; Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 1.
+
+    ``momentum`` is the weight of a new batch in the running statistics, and the running variance is
+    that of a sample, n / (n − 1) times the one that normalises the batch: as in PyTorch, where
+    Flax has them the other way round.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        epsilon: float,
+        momentum: float,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        super().__init__(
+            dim,
+            axis=-1,
+            momentum=1.0 - momentum,
+            epsilon=epsilon,
+            use_fast_variance=False,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "... dim"],
+        use_running_average: bool | None = None,
+        *,
+        mask: Array | None = None,
+    ) -> Float[Array, "... dim"]:
+        kept = self.momentum * self.var[...]
+        y = super().__call__(x, use_running_average, mask=mask)
+        if not self.use_running_average:
+            samples = math.prod(x.shape[:-1])
+            self.var[...] = kept + (self.var[...] - kept) * samples / (samples - 1)
+        return y
 
 
 def attention(

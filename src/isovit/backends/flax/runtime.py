@@ -285,7 +285,7 @@ def _variables(model: Model) -> dict[str, nnx.Variable]:
 
 def _evaluating(model: Model) -> Model:
     """The same variables in evaluation mode; the model itself keeps its mode."""
-    return nnx.view(model, deterministic=True, raise_if_not_found=False)
+    return nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
 
 
 def _weight(model: Model) -> jax.Array:

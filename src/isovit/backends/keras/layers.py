@@ -55,6 +55,108 @@ class Linear(keras.layers.Dense):
         return ops.reshape(y, (-1, *inputs.shape[1:-1], self.units))
 
 
+class Conv(keras.layers.Conv2D):
+    """A convolution with any zeros around the image, where Keras has none or as many as fit."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        kernel_size: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        use_bias: bool,
+        groups: int = 1,
+        name: str,
+        dtype: DType = None,
+    ) -> None:
+        super().__init__(
+            dim,
+            kernel_size=kernel_size,
+            strides=stride,
+            padding="valid",
+            data_format="channels_last",
+            groups=groups,
+            use_bias=use_bias,
+            name=name,
+            dtype=dtype,
+        )
+        self.zeros = padding
+
+    def call(
+        self, inputs: Float[Tensor, "batch height width dim"]
+    ) -> Float[Tensor, "batch rows columns dim_out"]:
+        return super().call(pad(inputs, self.zeros))
+
+
+class DepthwiseConv(keras.layers.DepthwiseConv2D):
+    """A convolution of each channel by itself, with any zeros around the image."""
+
+    def __init__(
+        self,
+        *,
+        kernel_size: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        use_bias: bool,
+        name: str,
+        dtype: DType = None,
+    ) -> None:
+        super().__init__(
+            kernel_size=kernel_size,
+            strides=stride,
+            padding="valid",
+            data_format="channels_last",
+            use_bias=use_bias,
+            name=name,
+            dtype=dtype,
+        )
+        self.zeros = padding
+
+    def call(
+        self, inputs: Float[Tensor, "batch height width dim"]
+    ) -> Float[Tensor, "batch rows columns dim"]:
+        return super().call(pad(inputs, self.zeros))
+
+
+def pad(x: Float[Tensor, "batch height width dim"], padding: tuple[int, int]) -> Tensor:
+    """Zeros above and below, and left and right, of an image."""
+    (rows, columns) = padding
+    return ops.pad(x, ((0, 0), (rows, rows), (columns, columns), (0, 0))) if any(padding) else x
+
+
+class BatchNorm(keras.layers.BatchNormalization):
+    """BatchNorm over the last axis; Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 1.
+
+    ``momentum`` is the weight of a new batch in the running statistics, and the running variance is
+    that of a sample, n / (n − 1) times the one that normalises the batch: as in PyTorch, where
+    Keras has them the other way round.
+    """
+
+    def __init__(self, *, epsilon: float, momentum: float, name: str, dtype: DType = None) -> None:
+        super().__init__(
+            axis=-1,
+            momentum=1.0 - momentum,
+            epsilon=epsilon,
+            center=True,
+            scale=True,
+            name=name,
+            dtype=dtype,
+        )
+
+    def call(
+        self, inputs: Float[Tensor, "... dim"], training: bool | None = None, mask: Any = None
+    ) -> Float[Tensor, "... dim"]:
+        variance = self.moving_variance
+        assert variance is not None
+        kept = ops.convert_to_tensor(variance) * self.momentum
+        y = super().call(inputs, training=training, mask=mask)
+        if training and self.trainable:
+            samples = ops.cast(ops.size(inputs) // inputs.shape[-1], variance.dtype)
+            variance.assign(kept + (variance - kept) * samples / (samples - 1))
+        return y
+
+
 ROWS = 512
 """Tokens whose attention weights are in memory at a time, where there are more tokens."""
 

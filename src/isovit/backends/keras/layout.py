@@ -5,6 +5,9 @@ from isovit.spec.param import Role
 
 LAYOUT: Layout = {
     **CANONICAL,
+    Role.DEPTHWISE_KERNEL: Leaf("kernel", "h w o i"),
     Role.NORM_SCALE: Leaf("gamma", "c"),
     Role.NORM_BIAS: Leaf("beta", "c"),
+    Role.NORM_MEAN: Leaf("moving_mean", "c"),
+    Role.NORM_VAR: Leaf("moving_variance", "c"),
 }

@@ -58,6 +58,41 @@ MKL_IS_SLOW = (
 """Whether torch has both libraries, on a processor for which MKL is not made."""
 
 
+class Conv(nn.Conv2d):
+    """A convolution of (batch, height, width, dim): as all modules here, with channels last."""
+
+    def forward(
+        self, input: Float[Tensor, "batch height width dim"]
+    ) -> Float[Tensor, "batch rows columns dim_out"]:
+        return super().forward(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class DepthwiseConv(Conv):
+    """A convolution of each channel by itself."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        kernel_size: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        bias: bool,
+    ) -> None:
+        super().__init__(dim, dim, kernel_size, stride, padding, groups=dim, bias=bias)
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """BatchNorm over the last axis; Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 1.
+
+    ``momentum`` is the weight of a new batch in the running statistics, and the running variance is
+    that of a sample, n / (n − 1) times the one that normalises the batch.
+    """
+
+    def forward(self, input: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
+        return super().forward(input.reshape(-1, input.shape[-1])).reshape(input.shape)
+
+
 def attention(
     q: Float[Tensor, "batch heads tokens dim"],
     k: Float[Tensor, "batch heads tokens dim"],

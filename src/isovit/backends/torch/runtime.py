@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from isovit.backends import model_class, require_module, resolve
 from isovit.backends.devices import jax_device, kind_of, missing
 from isovit.backends.protocol import Gradients, Model, Optimizer, Setting, Weights
-from isovit.backends.torch.layout import LAYOUT
+from isovit.backends.torch.layout import COUNTER, LAYOUT
 from isovit.errors import InputError
 from isovit.spec.config import Config
 from isovit.spec.families import param_tree
@@ -50,7 +50,11 @@ def require_device(device: str) -> None:
 
 def read(model: Model) -> dict[str, np.ndarray]:
     """See ``Backend.read``."""
-    state = {name: _numpy(tensor) for name, tensor in model.state_dict().items()}
+    state = {
+        name: _numpy(tensor)
+        for name, tensor in model.state_dict().items()
+        if not name.endswith(COUNTER)
+    }
     return from_native(param_tree(model.config).parameters(), state, LAYOUT)
 
 
@@ -76,8 +80,7 @@ def trace(model: Model, images: np.ndarray) -> dict[str, np.ndarray]:
 
     def record(path: str) -> torch.utils.hooks.RemovableHandle:
         def hook(module: nn.Module, _: object, output: Tensor) -> None:
-            is_conv = isinstance(module, nn.Conv2d)  # (batch, dim, rows, columns)
-            outputs[path] = _numpy(output.permute(0, 2, 3, 1) if is_conv else output)
+            outputs[path] = _numpy(output)
 
         return resolve(model, path).register_forward_hook(hook)
 

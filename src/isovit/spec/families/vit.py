@@ -13,10 +13,11 @@ token and a second head, section 4.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from isovit.spec.blocks import TransformerConfig, backbone, head, output_shape
-from isovit.spec.config import Pair, Positive, Preprocess, require
+from isovit.spec.config import Pair, PositionTable, Positive, Preprocess, require
 from isovit.spec.param import Param, ParamTree, Role, conv, dense, layer_norm
 from isovit.spec.scheme import Scheme
 
@@ -106,6 +107,11 @@ class ViTConfig(TransformerConfig, frozen=True, kw_only=True, tag="vit"):
     def feature_dim(self) -> int:
         """Width of the features, which the head gets."""
         return self.pre_logits_dim or self.embed_dim
+
+    @property
+    def position_tables(self) -> Mapping[str, PositionTable]:
+        """See ``Config.position_tables``."""
+        return {"pos_embed": PositionTable(self.grid, self.positions - self.patches)}
 
     @property
     def positions(self) -> int:

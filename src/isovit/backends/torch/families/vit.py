@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from isovit.backends.torch.layers import Block, Linear, pool
+from isovit.backends.torch.layers import Block, Conv, Linear, pool
 from isovit.spec.config import require
 from isovit.spec.families.vit import ViTConfig
 
@@ -20,7 +20,7 @@ class ConvPatchEmbed(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(
+        self.proj = Conv(
             config.in_channels,
             config.embed_dim,
             kernel_size=config.patch_size,
@@ -32,8 +32,8 @@ class ConvPatchEmbed(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch height width channels"]
     ) -> Float[Tensor, "batch tokens dim"]:
-        x = self.proj(images.permute(0, 3, 1, 2))  # (batch, dim, rows, columns)
-        return x.flatten(2).mT
+        x = self.proj(images)  # (batch, rows, columns, dim)
+        return x.flatten(1, 2)
 
 
 class NormLinearNormPatchEmbed(nn.Module):
