@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 
+from isovit.backends import get_backend
 from isovit.parity.budgets import LIMITS
 from isovit.parity.compare import error
 from isovit.spec.blocks import TransformerConfig
-from parity_tests.agreement import assert_outputs_agree
+from isovit.spec.families import FAMILIES, param_tree
+from isovit.spec.param import STATISTICS
+from parity_tests.agreement import assert_agree, assert_outputs_agree
 from parity_tests.examples import EXAMPLES
 from parity_tests.oracles.arrays import reference
 from parity_tests.strategies import Case
 from parity_tests.subject import Subject
 
-RATES = {
-    "vit_timm": ["embed_dropout_rate", "dropout_rate", "attn_dropout_rate", "drop_path_rate"],
-    "t2t_performer": ["token_dropout_rate", "embed_dropout_rate"],
-    "t2t_transformer": ["token_dropout_rate"],
-    "t2t_full": ["token_dropout_rate"],
+RATES: dict[str, list[str]] = {
+    example: fields
+    for family in FAMILIES
+    for example, fields in import_module(f"parity_tests.families.{family}").RATES.items()
 }
 """The fields that make each example stochastic; what examples share is tested on one of them."""
+
+STATEFUL = [
+    name
+    for name, case in EXAMPLES.items()
+    if any(param.role in STATISTICS for param in param_tree(case.config).parameters().values())
+]
+"""Examples with running statistics: to them training is another function than evaluation."""
 
 RATE = 0.5
 STANDARD_ERRORS = 6.0
@@ -38,12 +49,27 @@ def test_evaluation_ignores_every_rate(backend: Subject, example: str) -> None:
     np.testing.assert_array_equal(backend.forward(dropping), backend.forward(EXAMPLES[example]))
 
 
-@pytest.mark.parametrize("example", RATES)
+@pytest.mark.parametrize("example", [name for name in RATES if name not in STATEFUL])
 def test_training_without_rates_is_evaluation(backend: Subject, example: str) -> None:
     case = EXAMPLES[example]
     model = backend.build(case)
     trained = backend.train(model, case.images)
     assert_outputs_agree(trained, backend.runtime.forward(model, case.images))
+
+
+@pytest.mark.parametrize("example", STATEFUL)
+def test_training_moves_the_statistics_as_torch_does(backend: Subject, example: str) -> None:
+    case, torch = EXAMPLES[example], Subject("torch", get_backend("torch"))
+    models = [(subject, subject.build(case)) for subject in (backend, torch)]
+    outputs = [subject.train(model, case.images) for subject, model in models]
+    found, wanted = (subject.runtime.read(model) for subject, model in models)
+    assert_outputs_agree(*outputs)
+    params = param_tree(case.config).parameters()
+    moved = [path for path, param in params.items() if param.role in STATISTICS]
+    assert all(error(wanted[path], case.weights[path]) > 1e-3 for path in moved)
+    assert_agree({p: found[p] for p in moved}, {p: wanted[p] for p in moved}, "activation")
+    kept = params.keys() - moved
+    assert all(np.array_equal(found[path], case.weights[path]) for path in kept)
 
 
 @pytest.mark.parametrize(

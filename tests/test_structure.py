@@ -18,6 +18,7 @@ FOLDERS = [
     *(PACKAGE / "backends" / name for name in BACKENDS),
     PACKAGE / "weight_convert",
     REPOSITORY / "parity_tests",
+    REPOSITORY / "parity_tests" / "oracles",
 ]
 FRAMEWORKS = {"torch", "jax", "jaxlib", "flax", "keras", "tensorflow", "orbax", "h5py"}
 

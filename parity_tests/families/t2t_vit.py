@@ -29,6 +29,13 @@ EXAMPLES = {
 }  # fmt: skip
 """Every module and option between them."""
 
+RATES = {
+    "t2t_performer": ["token_dropout_rate", "embed_dropout_rate"],
+    "t2t_transformer": ["token_dropout_rate"],
+    "t2t_full": ["token_dropout_rate"],
+}
+"""The fields that make an example stochastic."""
+
 SHARDED = T2TViTConfig(
     image_size=(15, 18), t2t_layers=(SoftSplit(5, 3, 2), SoftSplit(3, 2, 1)), token_dim=10,
     token_mlp_dim=13, performer_features=4, embed_dim=16, depth=1, num_heads=4, mlp_dim=24,

@@ -30,6 +30,11 @@ EXAMPLES = {
 }  # fmt: skip
 """Every module and option between them."""
 
+RATES = {
+    "vit_timm": ["embed_dropout_rate", "dropout_rate", "attn_dropout_rate", "drop_path_rate"],
+}
+"""The fields that make an example stochastic."""
+
 SHARDED = ViTConfig(
     image_size=(12, 8), patch_size=(3, 4), embed_dim=16, depth=1, num_heads=4, mlp_dim=24,
     num_classes=5,
