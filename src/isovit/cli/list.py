@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,15 +14,15 @@ def command(
     family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List families and variants with parameters and multiply-adds."""
-    from isovit.spec.families import FAMILIES, param_tree, variants
+    """List families and variants with parameters, multiply-adds and published accuracy."""
+    from isovit.spec.families import FAMILIES, param_tree, published, variants
 
     if family is not None and family not in FAMILIES:
         raise InputError(f"no family named {family!r}; wanted one of {', '.join(FAMILIES)}")
     rows = []
     for name, config in variants().items():
         if family in (None, config.family):
-            tree = param_tree(config)
+            tree, said = param_tree(config), published(name)
             rows.append(
                 {
                     "name": name,
@@ -30,13 +30,14 @@ def command(
                     "image_size": config.image_size,
                     "parameters": tree.count(),
                     "multiply_adds": tree.multiply_adds(),
+                    "published": said and said._asdict(),
                 }
             )
     if as_json:
         print_json(rows)
         return
     print_table(
-        ["model", "family", "image ", "parameters ", "multiply-adds "],
+        ["model", "family", "image ", "parameters ", "multiply-adds ", "top-1 "],
         [
             (
                 row["name"],
@@ -44,7 +45,16 @@ def command(
                 "x".join(map(str, row["image_size"])),
                 f"{row['parameters']:,}",
                 f"{row['multiply_adds'] / 1e9:.2f} G",
+                _top1(row["published"], row["image_size"]),
             )
             for row in rows
         ],
     )
+
+
+def _top1(published: dict[str, Any] | None, image_size: tuple[int, int]) -> str:
+    """Published accuracy, with the size of its images where the variant has another."""
+    if published is None or published["top1"] is None:
+        return ""
+    side = published["image_size"]
+    return f"{published['top1']:.1f} %" + (f" at {side}" if (side, side) != image_size else "")

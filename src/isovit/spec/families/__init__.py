@@ -12,6 +12,7 @@ from typing import Any
 from isovit.errors import InputError
 from isovit.spec.config import Config, config_from_file
 from isovit.spec.param import ParamTree
+from isovit.spec.published import Published
 
 FAMILIES = {
     "vit": "ViT",
@@ -33,6 +34,12 @@ def config_class(family: str) -> type[Config]:
 def param_tree(config: Config) -> ParamTree:
     """The param tree of a model: modules, parameters, shapes and multiply-adds."""
     return family_module(config.family).param_tree(config)
+
+
+def published(name: str) -> Published | None:
+    """What the authors say of a variant; None where nothing is known for certain."""
+    family = variants()[name].family
+    return family_module(family).PUBLISHED.get(name)
 
 
 @cache

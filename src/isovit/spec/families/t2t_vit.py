@@ -26,6 +26,7 @@ from isovit.spec.blocks import (
 )
 from isovit.spec.config import Epsilon, NonNegative, Positive, Preprocess, Rate, require
 from isovit.spec.param import Init, Param, ParamTree, Role, dense, layer_norm, repeat
+from isovit.spec.published import Published
 from isovit.spec.scheme import Scheme
 
 
@@ -277,6 +278,20 @@ VARIANTS: dict[str, T2TViTConfig] = {
         norm_eps=1e-5,
         init_scheme="vit_pytorch",
     ),
+}
+
+YITU_PAGE = "README of yitu-opensource/T2T-ViT, after Yuan et al. 2021, arXiv:2101.11986"
+
+PUBLISHED: dict[str, Published] = {
+    "t2t_vit_7": Published(YITU_PAGE, 71.7, gmacs="1.1"),
+    "t2t_vit_10": Published(YITU_PAGE, 75.2, gmacs="1.5"),
+    "t2t_vit_12": Published(YITU_PAGE, 76.5, gmacs="1.8"),
+    "t2t_vit_14": Published(YITU_PAGE, 81.5, gmacs="4.8"),
+    "t2t_vit_19": Published(YITU_PAGE, 81.9, gmacs="8.5"),
+    "t2t_vit_24": Published(YITU_PAGE, 82.3, gmacs="13.8"),
+    "t2t_vit_t_14": Published(YITU_PAGE, 81.7, gmacs="6.1"),
+    "t2t_vit_t_19": Published(YITU_PAGE, 82.4, gmacs="9.8"),
+    "t2t_vit_t_24": Published(YITU_PAGE, 82.6, gmacs="15.0"),
 }
 
 ALIASES = {

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from isovit.spec.blocks import TransformerConfig, backbone, head, output_shape
 from isovit.spec.config import Pair, PositionTable, Positive, Preprocess, require
 from isovit.spec.param import Param, ParamTree, Role, conv, dense, layer_norm
+from isovit.spec.published import Published
 from isovit.spec.scheme import Scheme
 
 
@@ -202,6 +203,25 @@ VARIANTS: dict[str, ViTConfig] = {
     # Touvron et al. 2021, table 1; crop of 0.875 as in DeiT's own evaluation, where timm has 0.9.
     **{f"deit_{size}16": _deit(size, distilled=False) for size in ("ti", "s", "b")},
     **{f"deit_{size}16_distilled": _deit(size, distilled=True) for size in ("ti", "s", "b")},
+}
+
+AUGREG_PAGE = "README of google-research/vision_transformer"
+DEIT_PAPER = "Touvron et al. 2021, arXiv:2012.12877"
+
+# After pre-training on ImageNet-21k, fine-tuned at 384.
+PUBLISHED: dict[str, Published] = {
+    "vit_ti16": Published(AUGREG_PAGE, 78.22, 384),
+    "vit_s16": Published(AUGREG_PAGE, 83.73, 384),
+    "vit_s32": Published(AUGREG_PAGE, 79.58, 384),
+    "vit_b16": Published(AUGREG_PAGE, 85.49, 384),
+    "vit_b32": Published(AUGREG_PAGE, 83.59, 384),
+    "vit_l16": Published(AUGREG_PAGE, 85.59, 384),
+    "deit_ti16": Published(DEIT_PAPER, 72.2),
+    "deit_s16": Published(DEIT_PAPER, 79.9),
+    "deit_b16": Published(DEIT_PAPER, 81.8),
+    "deit_ti16_distilled": Published(DEIT_PAPER, 74.5),
+    "deit_s16_distilled": Published(DEIT_PAPER, 81.2),
+    "deit_b16_distilled": Published(DEIT_PAPER, 83.4),
 }
 
 ALIASES = {
