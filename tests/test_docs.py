@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib import import_module
 
+import pytest
+
 from benchmarks import tables
+from docs import draw
 from isovit.parity.budgets import LIMITS
-from isovit.spec.families import FAMILIES
+from isovit.spec.families import FAMILIES, family_module
 
 
 def test_every_format_was_measured_in_every_backend_within_the_limit() -> None:
@@ -40,3 +45,28 @@ def test_lines_of_the_suite_become_the_worst_of_each() -> None:
         for name, error in (("torch", 1e-15), ("torch", 3e-15), ("flax", 2e-15))
     ]
     assert tables.collect(lines) == {"vit hf": {"flax": 2e-15, "torch": 3e-15}}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_page_of_a_family_is_what_its_docstrings_and_its_tree_say(family: str) -> None:
+    for name, text in draw.files(family).items():
+        assert (draw.PAGES / name).read_text(encoding="utf-8") == text, "run python docs/draw.py"
+
+
+def test_a_page_for_every_family_and_no_more() -> None:
+    wanted = {f"{family}.{suffix}" for family in FAMILIES for suffix in ("md", "svg")}
+    assert {path.name for path in draw.PAGES.iterdir()} == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", ["torch", "flax", "keras"])
+def test_the_examples_of_the_pages_run(framework: str) -> None:
+    """All families' in one process; the width of the logits is the example's own."""
+    lines = ["import numpy"]
+    for family in FAMILIES:
+        first = next(iter(family_module(family).VARIANTS))
+        lines += [draw.examples(first)[framework], "assert tuple(logits.shape) == (2, 10)"]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
