@@ -322,7 +322,7 @@ WRONG = {
     # checkpoints
     "inspect absent.safetensors": "cannot read absent.safetensors: no such file",
     "inspect images.npy": "no format has the suffix .npy; wanted one of .weights.h5, ",
-    "inspect file": "file: says no model; give --model",
+    "inspect file": "file: a file without a suffix; wanted .weights.h5, ",
     "inspect empty_folder": "empty_folder: says no model; give --model",
     "convert good.npz out.safetensors --model vit_ti16": "the weights do not fit the config",
     "convert good.npz out.safetensors --set num_classes=6": "misshaped head.kernel",

@@ -18,7 +18,7 @@ from isovit.spec.config import Config, config_from_dict
 from isovit.spec.families import param_tree
 from isovit.weight_convert import files, hdf5, huggingface
 from isovit.weight_convert.detect import Clues, detect
-from isovit.weight_convert.formats import FORMATS, HEADER_KEY, suffix_of, table
+from isovit.weight_convert.formats import FORMATS, HEADER_KEY, SUFFIXES, suffix_of, table
 from isovit.weight_convert.rename import RenameTable
 from isovit.weight_convert.tensors import Spec, Tensors, renaming
 from isovit.weight_convert.unwrap import state_dict, unwrap
@@ -85,7 +85,10 @@ def open_file(path: Path, wanted: Wanted) -> Opened:
         raise InputError(f"no format named {wanted.format!r}; wanted one of {', '.join(FORMATS)}")
     if not path.exists():
         raise InputError(f"cannot read {path}: no such file or folder")
-    match suffix := suffix_of(path):
+    suffix = suffix_of(path)
+    if not suffix and path.is_file():
+        raise InputError(f"{path}: a file without a suffix; wanted {', '.join(SUFFIXES)}")
+    match suffix:
         case ".safetensors":
             arrays, metadata = files.read_safetensors(path)
             return _identify(path, arrays, metadata.get(HEADER_KEY), wanted)
