@@ -41,7 +41,8 @@ from isovit.spec.families.vit import ViTConfig
 from isovit.spec.initialize import probe
 from isovit.weight_convert.formats import FORMATS
 from parity_tests.agreement import assert_outputs_agree
-from parity_tests.oracles import fitting, google, pairs, yitu
+from parity_tests.oracles import fitting, google, pairs
+from parity_tests.oracles.families.vit import google_sizes
 from parity_tests.oracles.importing import import_oracle
 from parity_tests.oracles.originals import Original
 from parity_tests.oracles.pairs import Pair
@@ -106,6 +107,10 @@ def randomised(model: nn.Module) -> nn.Module:
     """The model with weights under which every parameter shows; fixed ones stay."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                noise = torch.randn(buffer.shape, generator=generator) / 5
+                buffer.copy_(noise.exp() if name.endswith("var") else noise)
         for name, param in model.named_parameters():
             if param.requires_grad:
                 noise = torch.randn(param.shape, generator=generator)
@@ -489,17 +494,9 @@ class Library:
 
     def model(self, format: str, config: Any) -> nn.Module:
         """A new model that should be what a config says."""
-        match config.family, format:
-            case "t2t_vit", "yitu":
-                return yitu.T2TViT(**fitting.yitu_arguments(config))
-            case "t2t_vit", "vit_pytorch":
-                library = self.module("vit_pytorch.t2t")
-                return library.T2TViT(**fitting.vit_pytorch_t2t_arguments(config))
-            case "vit", "vit_pytorch":
-                return self.module("vit_pytorch").ViT(**fitting.vit_pytorch_arguments(config))
-        library = self.module("timm.models.deit")
-        name = "VisionTransformerDistilled" if config.dist_token else "VisionTransformer"
-        return getattr(library, name)(**fitting.timm_arguments(config))
+        fit = fitting.fit(config.family, format)
+        assert fit.make is not None
+        return fit.make(self.module(fit.module), config)
 
     def module(self, name: str) -> ModuleType:
         """A module of a library."""
@@ -510,7 +507,7 @@ class Library:
         if format in NAMES:
             with np.load(path) as file:
                 arrays = {name: file[name] for name in file.files}
-            wanted = google.shapes(NAMES[format], fitting.google_sizes(config))
+            wanted = google.shapes(NAMES[format], google_sizes(config))
             assert {name: array.shape for name, array in arrays.items()} == wanted
             return google.logits(NAMES[format], arrays, images)
         if format == "hf":
@@ -532,7 +529,8 @@ def test_what_a_format_can_hold_its_library_reads(
 ) -> None:
     """Strictly, and it computes what the config says."""
     config = data.draw(fitting.fitting(family, format))
-    config = config.replace(**dict(FORMATS[format].fixed))
+    fixed = {name: value for name, value in FORMATS[format].fixed if hasattr(config, name)}
+    config = config.replace(**fixed)
     subject = isovit.Checkpoint(config, probe(config))
     images = draw_inputs(config, batch=2, seed=0)[0]
     suffix = {"hf": "", "google": ".npz", "big_vision": ".npz"}.get(format, ".safetensors")

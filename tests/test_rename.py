@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,9 +15,18 @@ from isovit.spec.families import FAMILIES, param_tree
 from isovit.spec.initialize import probe
 from isovit.spec.layout import CANONICAL
 from isovit.spec.param import ZEROS, Param, Role
-from isovit.weight_convert.formats import rename_table
-from isovit.weight_convert.rename import RenameTable, drop, fuse, rename, squeeze
-from tests.small import T2T, VIT
+from isovit.weight_convert.formats import FORMATS, rename_table
+from isovit.weight_convert.rename import (
+    RenameTable,
+    drop,
+    fuse,
+    interleave,
+    parameter,
+    pixelwise,
+    rename,
+    squeeze,
+)
+from tests.small import CONFIGS, T2T, VIT
 
 Arrays = dict[str, np.ndarray]
 
@@ -116,6 +127,83 @@ def test_fuse_puts_foreign_modules_side_by_side_along_the_output() -> None:
     np.testing.assert_array_equal(foreign["layer.4.value.bias"], bias[6:])
 
 
+def test_fused_modules_may_have_shares_of_the_output() -> None:
+    params = dense("blocks.4.attn.qkv", 2, 9)
+    weights = numbered(params)
+    table = RenameTable(fuse("layer.{i}.{to_q|to_kv}", "blocks.{i}.attn.qkv", shares=(1, 2)))
+    foreign = assert_round_trip(table, params, weights)
+    kernel, bias = weights["blocks.4.attn.qkv.kernel"], weights["blocks.4.attn.qkv.bias"]
+    np.testing.assert_array_equal(foreign["layer.4.to_q.weight"], kernel[:, :3].T)
+    np.testing.assert_array_equal(foreign["layer.4.to_kv.weight"], kernel[:, 3:].T)
+    np.testing.assert_array_equal(foreign["layer.4.to_kv.bias"], bias[3:])
+    wrong = {**foreign, "layer.4.to_kv.bias": bias[:3]}
+    with pytest.raises(FitError, match=r"misshaped layer\.4\.to_kv\.bias: wanted \(6,\)"):
+        table.read(params, wrong, TORCH)
+
+
+def test_fused_modules_may_lie_side_by_side_within_each_head() -> None:
+    """Two heads, each with one number of q and two of v."""
+    params = dense("qv", 2, 6)
+    weights = numbered(params)
+    table = RenameTable(fuse("to_{q|v}", "qv", shares=(1, 2), by_head=2))
+    foreign = assert_round_trip(table, params, weights)
+    kernel, bias = weights["qv.kernel"], weights["qv.bias"]
+    np.testing.assert_array_equal(foreign["to_q.weight"], kernel[:, [0, 3]].T)
+    np.testing.assert_array_equal(foreign["to_v.weight"], kernel[:, [1, 2, 4, 5]].T)
+    np.testing.assert_array_equal(foreign["to_v.bias"], bias[[1, 2, 4, 5]])
+
+
+def test_interleave_puts_the_heads_of_an_input_together() -> None:
+    params = dense("proj", 6, 2)
+    weights = numbered(params)
+    foreign = assert_round_trip(RenameTable(interleave("to", "proj", heads=3)), params, weights)
+    # Their columns: the first number of each of three heads, then the second.
+    wanted = weights["proj.kernel"].T[:, [0, 2, 4, 1, 3, 5]]
+    np.testing.assert_array_equal(foreign["to.weight"], wanted)
+    np.testing.assert_array_equal(foreign["to.bias"], weights["proj.bias"])
+
+
+def test_pixelwise_modules_have_the_axes_of_an_image() -> None:
+    norm = (("scale", Role.NORM_SCALE), ("bias", Role.NORM_BIAS))
+    params = {
+        **dense("fc1", 2, 3),
+        **{f"norm.{leaf}": Param(leaf, (2,), role, ZEROS) for leaf, role in norm},
+    }
+    weights = numbered(params)
+    table = RenameTable(pixelwise(rename("net.1", "fc1")), pixelwise(rename("net.0", "norm")))
+    foreign = assert_round_trip(table, params, weights)
+    assert {name: array.shape for name, array in foreign.items()} == {
+        "net.1.weight": (3, 2, 1, 1),
+        "net.1.bias": (3,),
+        "net.0.g": (1, 2, 1, 1),
+        "net.0.b": (1, 2, 1, 1),
+    }
+    np.testing.assert_array_equal(foreign["net.1.weight"][..., 0, 0], weights["fc1.kernel"].T)
+    np.testing.assert_array_equal(foreign["net.0.g"].ravel(), weights["norm.scale"])
+    flat = {name: array.ravel() for name, array in foreign.items()}
+    with pytest.raises(FitError, match=r"misshaped net\.0\.g: wanted \(1, 2, 1, 1\), got \(2,\)"):
+        table.read(params, flat, TORCH)
+
+
+def test_a_parameter_has_axes_of_its_own() -> None:
+    """Also where its module has other leaves, which the rows of modules name."""
+    params = {**dense("attn.mix", 3, 3), **own("scale.gamma", 4), **own("biases", 2, 5)}
+    weights = numbered(params)
+    table = RenameTable(
+        parameter("mix_heads", "attn.mix.kernel", axes="i o"),
+        rename("mix", "attn.mix"),
+        parameter("scale", "scale.gamma", axes="1 1 a"),
+        parameter("offsets", "biases", axes="b a"),
+    )
+    foreign = assert_round_trip(table, params, weights)
+    assert list(foreign) == ["mix_heads", "mix.bias", "scale", "offsets"]
+    np.testing.assert_array_equal(foreign["mix_heads"], weights["attn.mix.kernel"])
+    np.testing.assert_array_equal(foreign["scale"], weights["scale.gamma"][None, None])
+    np.testing.assert_array_equal(foreign["offsets"], weights["biases"].T)
+    with pytest.raises(FitError, match=r"misshaped scale: wanted \(1, 1, 4\), got \(4,\)"):
+        table.read(params, {**foreign, "scale": weights["scale.gamma"]}, TORCH)
+
+
 def test_fuse_misses_each_part_by_name_and_checks_the_shape_of_each() -> None:
     params = dense("qkv", 2, 6)
     table = RenameTable(fuse("{q|k|v}", "qkv"))
@@ -162,7 +250,7 @@ def test_dropped_keys_are_ignored_and_written_only_where_the_foreign_model_wants
     table = RenameTable(
         rename("gamma", "gamma"),
         drop(r"layers\.\d+\.mask", "computed"),
-        drop("cls_token", "empty: no class token", write=(0, 3)),
+        drop("cls_token", "empty: no class token", write=np.zeros((0, 3), np.float32)),
     )
     foreign = assert_round_trip(table, params, weights)
     assert foreign.keys() == {"gamma", "cls_token"}
@@ -247,6 +335,7 @@ def test_the_keys_of_the_official_t2t_vit_are_those_of_its_state_dict() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_format_of_another_family_is_refused(family: str) -> None:
-    config, format = {"vit": (VIT, "yitu"), "t2t_vit": (T2T, "timm")}[family]
+    tables = import_module(f"isovit.weight_convert.families.{family}").TABLES
+    format = next(name for name, row in FORMATS.items() if row.foreign and name not in tables)
     with pytest.raises(InputError, match=f"format {format} has no family {family}; wanted "):
-        rename_table(format, config)
+        rename_table(format, CONFIGS[family])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from isovit.spec.config import (
 from isovit.spec.families import FAMILIES, config, config_class, variant_name, variants
 from isovit.spec.families.t2t_vit import SoftSplit, T2TViTConfig
 from isovit.spec.families.vit import ViTConfig
-from parity_tests.families import t2t_vit, vit
 from tests.small import CONFIGS
 
-CONFIG_STRATEGY = st.one_of(vit.configs(), t2t_vit.configs())
+CONFIG_STRATEGY = st.one_of(
+    *(import_module(f"parity_tests.families.{family}").configs() for family in FAMILIES)
+)
 
 
 @given(CONFIG_STRATEGY)
@@ -75,8 +77,14 @@ def test_json_schema_knows_every_field_and_refuses_others(family: str) -> None:
     assert definition["properties"].keys() == CONFIGS[family].to_dict().keys()
     assert definition["additionalProperties"] is False
     assert definition["properties"]["family"] == {"enum": [family]}
-    assert definition["properties"]["depth"] == {"type": "integer", "minimum": 0, "default": 12}
-    assert definition["properties"]["pool"]["enum"] == ["cls", "mean", "mean_patches", "none"]
+    classes = definition["properties"]["num_classes"]
+    assert (classes["type"], classes["minimum"]) == ("integer", 0)
+
+
+def test_json_schema_says_the_values_of_a_choice() -> None:
+    properties = json_schema(ViTConfig)["$defs"]["ViTConfig"]["properties"]
+    assert properties["depth"] == {"type": "integer", "minimum": 0, "default": 12}
+    assert properties["pool"]["enum"] == ["cls", "mean", "mean_patches", "none"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

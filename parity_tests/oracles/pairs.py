@@ -12,8 +12,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from isovit.spec.blocks import TransformerConfig
-from isovit.spec.config import Preprocess
+from isovit.spec.config import Config, Preprocess
 from isovit.spec.families.t2t_vit import SoftSplit, T2TViTConfig
 from isovit.spec.families.vit import ViTConfig
 from parity_tests.oracles import google
@@ -32,7 +31,7 @@ class Pair:
     """
 
     arguments: dict[str, Any]
-    config: TransformerConfig
+    config: Config
     untold: tuple[str, ...] | None = ()
 
     @property

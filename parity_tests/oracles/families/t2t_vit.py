@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+from hypothesis import strategies as st
 
 from isovit.spec.families.t2t_vit import SoftSplit, T2TViTConfig
 from parity_tests.oracles import pairs
 from parity_tests.oracles.arrays import Array, TransformerReference, attend
+from parity_tests.oracles.fitting import Fields, Fit, filled, projects, ratio
 from parity_tests.oracles.originals import Original
 
 
@@ -91,3 +95,74 @@ ORIGINALS = {
     ),
     "yitu": Original("yitu", "parity_tests.oracles.yitu", lambda m: m.T2TViT, pairs.yitu_vits),
 }
+
+
+# What each format can hold
+
+
+def vit_pytorch(draw: st.DrawFn, config: T2TViTConfig) -> Fields:
+    """Square images, always a class token and a head."""
+    side = config.image_size[0]
+    layers = tuple(SoftSplit(k, s, s // 2) for k, s in draw(pairs.t2t_layers(side)))
+    return dict(
+        image_size=side, t2t_layers=layers, token_mixer="full", pool=draw(st.sampled_from(POOLS)),
+        class_token=True, final_norm="tokens", num_classes=config.num_classes or 1,
+        layer_scale_init=None, attn_scale=None, qkv_bias=False, attn_proj=projects(config),
+    )  # fmt: skip
+
+
+POOLS = ("cls", "mean")
+OFFICIAL = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
+
+
+def yitu(draw: st.DrawFn, config: T2TViTConfig) -> Fields:
+    """Square images that 16 divides, token modules whose widths follow from one number."""
+    return dict(
+        **filled(config), image_size=draw(st.sampled_from([16, 32])), t2t_layers=OFFICIAL,
+        token_mixer=draw(st.sampled_from(["performer", "transformer"])), token_scale="input_dim",
+        token_mlp_dim=config.token_dim, performer_features=config.token_dim // 2, pool="cls",
+        class_token=True, final_norm="tokens", layer_scale_init=None, qkv_bias=False,
+    )  # fmt: skip
+
+
+def vit_pytorch_model(library: ModuleType, config: T2TViTConfig) -> Any:
+    """Its sizes are the config's."""
+    return library.T2TViT(
+        image_size=config.image_size[0], num_classes=config.num_classes, dim=config.embed_dim,
+        depth=config.depth, heads=config.num_heads, mlp_dim=config.mlp_dim, pool=config.pool,
+        channels=config.in_channels, dim_head=config.block.head_dim,
+        t2t_layers=tuple((split.kernel, split.stride) for split in config.t2t_layers),
+    )  # fmt: skip
+
+
+def yitu_model(official: ModuleType, config: T2TViTConfig) -> Any:
+    """Its sizes are the config's."""
+    return official.T2TViT(
+        img_size=config.image_size[0], tokens_type=config.token_mixer, in_chans=config.in_channels,
+        num_classes=config.num_classes, embed_dim=config.embed_dim, depth=config.depth,
+        num_heads=config.num_heads, mlp_ratio=ratio(config), token_dim=config.token_dim,
+        qk_scale=config.attn_scale,
+    )  # fmt: skip
+
+
+FITS = {
+    "yitu": Fit(yitu, "parity_tests.oracles.yitu", yitu_model),
+    "vit_pytorch": Fit(vit_pytorch, "vit_pytorch.t2t", vit_pytorch_model),
+}
+
+PARAMETERS = {
+    "t2t_vit_7": (4_310_222, 4_255_694),
+    "t2t_vit_10": (5_889_230, 5_834_702),
+    "t2t_vit_12": (6_941_902, 6_887_374),
+    "t2t_vit_14": (21_545_550, 21_465_806),
+    "t2t_vit_19": (39_177_422, 39_085_070),
+    "t2t_vit_24": (64_105_934, 64_000_974),
+    "t2t_vit_t_14": (21_541_070, 21_465_422),
+    "t2t_vit_t_19": (39_172_942, 39_084_686),
+    "t2t_vit_t_24": (64_101_454, 64_000_590),
+    "t2t_vit_14_resnext": (21_545_550, 21_465_806),
+    "t2t_vit_14_wide": (25_156_302, 25_000_910),
+    "t2t_vit_pytorch": (23_465_986, 23_465_986),
+}
+"""Total and trainable, counted in the official code, whose README rounds the trainable ones, and
+in vit-pytorch 1.26.11; each model instantiated."""

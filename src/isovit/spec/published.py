@@ -14,9 +14,11 @@ class Published(NamedTuple):
         image_size: side of the images of that accuracy, in pixels.
         gmacs: multiply-adds of one image of the variant's own size, in 10⁹, as a text: its digits
             say how it was rounded.
+        gmacs_note: why they are not those of the spec; empty where they are.
     """
 
     source: str
     top1: float | None = None
     image_size: int = 224
     gmacs: str | None = None
+    gmacs_note: str = ""

@@ -61,6 +61,8 @@ class Ask(InputError):
 def detect(clues: Clues) -> tuple[str, Config] | None:
     """Find the format and the config of a foreign checkpoint.
 
+    ViT, the first of the families, is asked last: many of the others only add names to its own.
+
     Returns:
         Format and config; None if the names are of no format.
 
@@ -68,7 +70,7 @@ def detect(clues: Clues) -> tuple[str, Config] | None:
         Ask: for a field that nothing in the file tells.
         ConfigError: if what was found or given makes no config.
     """
-    for family in FAMILIES:
+    for family in reversed(FAMILIES):
         infer: dict[str, Infer]
         infer = import_module(f"isovit.weight_convert.families.{family}").INFER
         for name, function in infer.items():

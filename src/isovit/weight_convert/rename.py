@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from isovit.errors import FitError, InputError
 from isovit.spec.layout import (
     CANONICAL,
     Layout,
+    Leaf,
     check_shapes,
     native_path,
     native_shape,
@@ -28,6 +29,8 @@ from isovit.spec.param import Param, Role
 from isovit.weight_convert.tensors import Spec, Tensors
 
 INDEX = re.compile(r"\{(?:(\d*)([a-z]))?(?:\+?(\d+))?\}")
+ONE = "1"
+"""Among letters of axes, one of length 1."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,16 @@ class Row:
         heads: number of heads, where the foreign model splits the axis ``axis`` into heads and
             their width.
         axis: that axis, ``i`` or ``o``, as a layout calls it.
+        shares: how wide the foreign parts are, in proportion; empty if all alike.
+        by_head: number of heads, where the parts lie side by side within each; else 1.
+        interleaved: number of heads, where the foreign model goes along the input of a dense kernel
+            number by number and then head by head, and not the other way round; else 1.
+        leaves: those of the foreign module that are not as its format has them, by role.
+        axes: of a single parameter that is named whole on both sides, leaf included; as letters in
+            the foreign order. Where the role has no letters, those of the canonical axes are in
+            alphabetical order.
+
+    Among the letters of ``leaves`` and ``axes``, ``1`` is an axis of length 1.
     """
 
     foreign: tuple[str, ...]
@@ -49,6 +62,24 @@ class Row:
     squeeze: bool = False
     heads: int = 1
     axis: str = ""
+    shares: tuple[int, ...] = ()
+    by_head: int = 1
+    interleaved: int = 1
+    leaves: Layout = field(default_factory=dict[Role, Leaf])
+    axes: str = ""
+
+    def leaf(self, param: Param, layout: Layout) -> Leaf:
+        """Name and axes of a foreign parameter."""
+        if self.axes:
+            return Leaf("", self.axes)
+        found = self.leaves.get(param.role, layout[param.role])
+        return Leaf(found.name or param.name, found.axes)
+
+    def part(self, width: int, part: int) -> slice:
+        """Where a foreign part lies in an output of the canonical width, or of one head's."""
+        shares = self.shares or (1,) * len(self.foreign)
+        unit, before = width // sum(shares), sum(shares[:part])
+        return slice(before * unit, (before + shares[part]) * unit)
 
 
 @dataclass(frozen=True)
@@ -56,12 +87,12 @@ class Drop:
     """Foreign keys, as a regular expression, that the config has no use for, with the reason.
 
     Attributes:
-        write: shape of the empty array that the foreign model wants under this key all the same.
+        write: the array that the foreign model wants under this key all the same.
     """
 
     foreign: str
     reason: str
-    write: tuple[int, ...] | None = None
+    write: np.ndarray | None = None
 
     def matches(self, name: str) -> bool:
         """Whether a foreign key is among them."""
@@ -78,14 +109,49 @@ def squeeze(foreign: str, canonical: str) -> Row:
     return Row((foreign,), canonical, squeeze=True)
 
 
-def fuse(foreign: str, canonical: str, heads: int = 1, axis: str = "") -> Row:
-    """Several foreign modules side by side along the output: ``attn.{query|key|value}``."""
+def parameter(foreign: str, canonical: str, axes: str) -> Row:
+    """One parameter whose foreign path has no leaf, or whose axes are not those of its role."""
+    return Row((foreign,), canonical, axes=axes)
+
+
+def interleave(foreign: str, canonical: str, heads: int) -> Row:
+    """A dense layer behind heads whose numbers alternate: one of each head, then the next."""
+    return Row((foreign,), canonical, interleaved=heads)
+
+
+def fuse(
+    foreign: str,
+    canonical: str,
+    heads: int = 1,
+    axis: str = "",
+    shares: tuple[int, ...] = (),
+    by_head: int = 1,
+) -> Row:
+    """Several foreign modules side by side along the output: ``attn.{query|key|value}``.
+
+    They are equally wide, unless ``shares`` says otherwise: (1, 2) for ``attn.{to_q|to_kv}``.
+    """
     start, _, rest = foreign.partition("{" + (choices := _choices(foreign)) + "}")
     parts = tuple(start + choice + rest for choice in choices.split("|"))
-    return Row(parts, canonical, heads=heads, axis=axis)
+    return Row(parts, canonical, heads=heads, axis=axis, shares=shares, by_head=by_head)
 
 
-def drop(foreign: str, reason: str, write: tuple[int, ...] | None = None) -> Drop:
+def pixelwise(row: Row) -> Row:
+    """The same row for a foreign module that keeps the axes of an image, as vit-pytorch's do.
+
+    A dense kernel is a convolution's, of one pixel; a LayerNorm over the channels has ``g``, ``b``.
+    """
+    return replace(row, leaves=PIXELWISE)
+
+
+PIXELWISE: Layout = {
+    Role.DENSE_KERNEL: Leaf("weight", "o i 1 1"),
+    Role.NORM_SCALE: Leaf("g", "1 c 1 1"),
+    Role.NORM_BIAS: Leaf("b", "1 c 1 1"),
+}
+
+
+def drop(foreign: str, reason: str, write: np.ndarray | None = None) -> Drop:
     """Keys that are no part of the model."""
     return Drop(foreign, reason, write)
 
@@ -118,10 +184,10 @@ class RenameTable:
                 used[name] = path
             problems += [f"missing {name}" for name in names if name not in source]
             found = [source.specs[name] for name in names if name in source]
-            wanted = foreign_shape(param, row, layout, len(names))
+            shapes = [foreign_shape(param, row, layout, part) for part in range(len(names))]
             problems += [
                 f"misshaped {name}: wanted {wanted}, got {source.specs[name].shape}"
-                for name in names
+                for name, wanted in zip(names, shapes, strict=True)
                 if name in source and not _fits(source.specs[name].shape, wanted, row)
             ]
             dtypes = [spec.dtype for spec in found]
@@ -140,9 +206,7 @@ class RenameTable:
 
         def fetch(path: str) -> np.ndarray:
             row, names = recipes[path]
-            shape = plain_shape(params[path], row, layout, len(names))
-            arrays = [source[name].reshape(shape) for name in names]
-            return _to_canonical(params[path], arrays, layout)
+            return _to_canonical(params[path], [source[name] for name in names], row, layout)
 
         return Tensors(specs, fetch)
 
@@ -156,22 +220,21 @@ class RenameTable:
         """
         source = Tensors.of(weights)
         specs: dict[str, Spec] = {}
-        recipes: dict[str, tuple[str, int, int]] = {}
+        recipes: dict[str, tuple[str, Row, int]] = {}
         for path, param in params.items():
             row, names = self._sources(path, param, layout)
-            wanted = foreign_shape(param, row, layout, len(names))
             for part, name in enumerate(names):
+                wanted = foreign_shape(param, row, layout, part)
                 specs[name] = Spec(wanted, source.specs[path].dtype)
-                recipes[name] = (path, part, len(names))
-        for row in self.drops:
-            if row.write is not None:
-                specs[row.foreign] = Spec(row.write, np.dtype(np.float32))
+                recipes[name] = (path, row, part)
+        others = {row.foreign: row.write for row in self.drops if row.write is not None}
+        specs |= {name: Spec(array.shape, array.dtype) for name, array in others.items()}
 
         def fetch(name: str) -> np.ndarray:
-            if name not in recipes:
-                return np.zeros(*specs[name])
-            path, part, parts = recipes[name]
-            array = _from_canonical(params[path], source[path], layout, part, parts)
+            if name in others:
+                return others[name]
+            path, row, part = recipes[name]
+            array = _from_canonical(params[path], source[path], row, layout, part)
             return array.reshape(specs[name].shape)
 
         return Tensors(specs, fetch)
@@ -182,14 +245,14 @@ class RenameTable:
 
     def _sources(self, path: str, param: Param, layout: Layout) -> tuple[Row, list[str]]:
         """The row that makes a parameter, and the foreign keys that it takes."""
-        own = param.role is Role.OWN
         module, _, _ = path.rpartition(".")
-        leaf = native_path(path, param, layout).rpartition(".")[2]
         for row in self.rows:
-            indices = _match(row.canonical, path if own else module)
+            whole = param.role is Role.OWN or row.axes != ""
+            indices = _match(row.canonical, path if whole else module)
             if indices is not None:
                 names = [_fill(foreign, indices) for foreign in row.foreign]
-                return row, names if own else [f"{name}.{leaf}" for name in names]
+                leaf = row.leaf(param, layout).name
+                return row, names if whole else [f"{name}.{leaf}" for name in names]
         raise InputError(f"the format has no place for {path}: its model computes no such thing")
 
 
@@ -210,9 +273,11 @@ class NativeTable:
             path: Spec(param.shape, source.specs[names[path]].dtype)
             for path, param in params.items()
         }
-        return Tensors(
-            specs, lambda path: _to_canonical(params[path], [source[names[path]]], layout)
-        )
+
+        def fetch(path: str) -> np.ndarray:
+            return _to_canonical(params[path], [source[names[path]]], AS_IT_IS, layout)
+
+        return Tensors(specs, fetch)
 
     def write(
         self, params: Mapping[str, Param], weights: Mapping[str, np.ndarray], layout: Layout
@@ -227,25 +292,33 @@ class NativeTable:
 
         def fetch(name: str) -> np.ndarray:
             path = paths[name]
-            return _from_canonical(params[path], source[path], layout, part=0, parts=1)
+            return _from_canonical(params[path], source[path], AS_IT_IS, layout, part=0)
 
         return Tensors(specs, fetch)
 
 
-def plain_shape(param: Param, row: Row, layout: Layout, parts: int) -> tuple[int, ...]:
-    """Shape of each foreign array of a row, no axis split into heads."""
-    axes = permutation(CANONICAL[param.role].axes, layout[param.role].axes, len(param.shape))
+AS_IT_IS = Row(("",), "")
+"""The row of a parameter that has its own name."""
+
+
+def plain_shape(param: Param, row: Row, layout: Layout, part: int) -> tuple[int, ...]:
+    """Shape of a foreign array of a row: no axis split into heads, none of length 1 added."""
     canonical = list(param.shape)
-    if parts > 1:
-        canonical[-1] //= parts
-    shape = tuple(canonical[axis] for axis in axes)
+    if len(row.foreign) > 1:
+        within = row.part(canonical[-1] // row.by_head, part)
+        canonical[-1] = (within.stop - within.start) * row.by_head
+    order = _order(param, row, layout)
+    shape = tuple(canonical[axis] for axis in order)
     return shape[_leading_ones(shape) :] if row.squeeze else shape
 
 
-def foreign_shape(param: Param, row: Row, layout: Layout, parts: int) -> tuple[int, ...]:
-    """Shape of each foreign array of a row."""
-    shape = plain_shape(param, row, layout, parts)
-    letters = layout[param.role].axes.split()
+def foreign_shape(param: Param, row: Row, layout: Layout, part: int) -> tuple[int, ...]:
+    """Shape of a foreign array of a row."""
+    shape = plain_shape(param, row, layout, part)
+    letters = row.leaf(param, layout).axes.split()
+    if ONE in letters:
+        lengths = iter(shape)
+        shape = tuple(1 if letter == ONE else next(lengths) for letter in letters)
     if row.axis not in letters:
         return shape
     at = letters.index(row.axis)
@@ -256,21 +329,46 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int, ...], row: Row) -> bool:
     return (shape[_leading_ones(shape) :] if row.squeeze else shape) == wanted
 
 
-def _to_canonical(param: Param, arrays: list[np.ndarray], layout: Layout) -> np.ndarray:
-    axes = permutation(layout[param.role].axes, CANONICAL[param.role].axes, arrays[0].ndim)
+def _to_canonical(param: Param, arrays: list[np.ndarray], row: Row, layout: Layout) -> np.ndarray:
+    shapes = [plain_shape(param, row, layout, part) for part in range(len(arrays))]
+    arrays = [array.reshape(shape) for array, shape in zip(arrays, shapes, strict=True)]
+    back = tuple(int(axis) for axis in np.argsort(_order(param, row, layout)))
+    if row.by_head > 1:
+        parts = [_heads_apart(array.transpose(back), row.by_head) for array in arrays]
+        return np.concatenate(parts, axis=-1).reshape(param.shape)
     # Put side by side as they lie in the file: a transposed copy would take longer.
-    joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=axes[-1])
-    array = joined.transpose(axes)
+    joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=back[-1])
+    array = _swapped(param, joined.transpose(back[: joined.ndim]), -1, row.interleaved)
     return array.reshape(param.shape) if param.role is Role.OWN else array
 
 
 def _from_canonical(
-    param: Param, array: np.ndarray, layout: Layout, part: int, parts: int
+    param: Param, array: np.ndarray, row: Row, layout: Layout, part: int
 ) -> np.ndarray:
-    axes = permutation(CANONICAL[param.role].axes, layout[param.role].axes, array.ndim)
-    width = array.shape[-1] // parts if array.ndim else 0
-    piece = array if parts == 1 else array[..., part * width : (part + 1) * width]
-    return piece.transpose(axes)
+    array = _swapped(param, array, row.interleaved, -1)
+    if len(row.foreign) > 1:
+        heads = _heads_apart(array, row.by_head)
+        array = heads[..., row.part(heads.shape[-1], part)].reshape(*array.shape[:-1], -1)
+    return array.transpose(_order(param, row, layout))
+
+
+def _order(param: Param, row: Row, layout: Layout) -> tuple[int, ...]:
+    """Axes of the foreign array in terms of the canonical one, those of length 1 aside."""
+    letters = [letter for letter in row.leaf(param, layout).axes.split() if letter != ONE]
+    canonical = CANONICAL[param.role].axes or " ".join(sorted(letters))
+    return permutation(canonical, " ".join(letters), len(param.shape))
+
+
+def _heads_apart(array: np.ndarray, heads: int) -> np.ndarray:
+    """The last axis split into heads and their width."""
+    return array.reshape(*array.shape[:-1], heads, -1)
+
+
+def _swapped(param: Param, array: np.ndarray, before: int, after: int) -> np.ndarray:
+    """The input of a dense kernel, (before, after) numbers, as (after, before); -1 for the rest."""
+    if abs(before * after) == 1 or param.role is not Role.DENSE_KERNEL:
+        return array
+    return array.reshape(before, after, array.shape[-1]).swapaxes(0, 1).reshape(array.shape)
 
 
 def _leading_ones(shape: tuple[int, ...]) -> int:

@@ -166,8 +166,7 @@ def _header(format: str, config: Config) -> str:
 def _differences(name: str, config: Config) -> Iterator[str]:
     """Where the function of the config is not what the format's library makes of the weights."""
     for field, fixed in FORMATS[name].fixed:
-        if getattr(config, field) != fixed:
-            said = getattr(config, field)
+        if (said := getattr(config, field, fixed)) != fixed:
             yield f"{name} computes with {field}={fixed} of its own; these weights want {said}"
 
 

@@ -29,6 +29,7 @@ def gelu(x: Array) -> Array:
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "hardswish": jax.nn.hard_swish,
 }
 
 # Two-pass variance: the fast one, E[x²] − E[x]², cancels where the mean is large.
@@ -77,13 +78,20 @@ class Conv(nnx.Conv):
             out_dim,
             kernel_size=kernel_size,
             strides=stride,
-            padding=[(zeros, zeros) for zeros in padding],
+            padding=tuple((zeros, zeros) for zeros in padding),  # a list could not be hashed
             feature_group_count=groups,
             use_bias=use_bias,
             dtype=dtype,
             param_dtype=param_dtype,
             rngs=rngs,
         )
+
+    # ``nnx.capture`` sees the calls that a class has itself, not those that it inherits; and
+    # jax2onnx puts a function of x alone in place of Flax's.
+    def __call__(
+        self, inputs: Float[Array, "batch height width dim"], out_sharding: Any = None
+    ) -> Float[Array, "batch rows columns dim_out"]:
+        return super().__call__(*((inputs,) if out_sharding is None else (inputs, out_sharding)))
 
 
 class DepthwiseConv(Conv):
@@ -114,6 +122,11 @@ class DepthwiseConv(Conv):
             rngs=rngs,
         )
 
+    def __call__(
+        self, inputs: Float[Array, "batch height width dim"], out_sharding: Any = None
+    ) -> Float[Array, "batch rows columns dim"]:
+        return super().__call__(inputs, out_sharding)
+
 
 class BatchNorm(nnx.BatchNorm):
     """BatchNorm over the last axis; Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 1.
@@ -143,6 +156,8 @@ class BatchNorm(nnx.BatchNorm):
             param_dtype=param_dtype,
             rngs=rngs,
         )
+        for statistic in (self.mean, self.var):  # Flax makes them float32, whatever is asked for
+            statistic.set_value(statistic[...].astype(param_dtype))
 
     def __call__(
         self,
@@ -160,12 +175,12 @@ class BatchNorm(nnx.BatchNorm):
 
 
 def attention(
-    q: Float[Array, "*batch tokens dim"],
+    q: Float[Array, "*batch queries dim"],
     k: Float[Array, "*batch tokens dim"],
     v: Float[Array, "*batch tokens dim"],
     scale: float,
     dropout: nnx.Dropout,
-) -> Float[Array, "*batch tokens dim"]:
+) -> Float[Array, "*batch queries dim"]:
     """softmax(q·kᵀ · scale)·v, with dropout of the weights; arXiv:1706.03762, eq. 1."""
     q, drops = q * scale, dropout.rate > 0.0 and not dropout.deterministic
     if exporting.get():
@@ -175,14 +190,14 @@ def attention(
 
     # A few rows of weights at a time, and again for the gradient: they are never whole in memory.
     def of_image(qkv: tuple[Array, ...]) -> Array:
-        q, k, v = qkv  # (tokens, dim)
+        q, k, v = qkv  # (queries, dim) and twice (tokens, dim)
         of_row = jax.checkpoint(lambda q: softmax_product(q[None] @ k.mT, v, identity)[0])
         return jax.lax.map(of_row, q, batch_size=ROWS)
 
     qkv = tuple(x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
     one_by_one = jax.default_backend() == "cpu"
     y = jax.lax.map(of_image, qkv) if one_by_one else jax.vmap(of_image)(qkv)
-    return y.reshape(v.shape)
+    return y.reshape(*q.shape[:-1], v.shape[-1])
 
 
 def softmax_product(scores: Array, v: Array, dropout: Callable[[Array], Array]) -> Array:

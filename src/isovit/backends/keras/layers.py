@@ -38,7 +38,16 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return 0.5 * x * (1.0 + ops.tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "gelu_tanh": gelu_tanh}
+def hardswish(x: Tensor) -> Tensor:
+    """x·relu6(x + 3) / 6; Howard et al. 2019, arXiv:1905.02244, section 5.2."""
+    return x * ops.relu6(x + 3.0) / 6.0
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "hardswish": hardswish,
+}
 
 
 class Linear(keras.layers.Dense):
@@ -162,13 +171,13 @@ ROWS = 512
 
 
 def attention(
-    q: Float[Tensor, "batch heads tokens dim"],
+    q: Float[Tensor, "batch heads queries dim"],
     k: Float[Tensor, "batch heads tokens dim"],
     v: Float[Tensor, "batch heads tokens dim"],
     scale: float,
     dropout: keras.layers.Dropout,
     training: bool | None,
-) -> Float[Tensor, "batch heads tokens dim"]:
+) -> Float[Tensor, "batch heads queries dim"]:
     """softmax(q·kᵀ · scale)·v, with dropout of the weights; arXiv:1706.03762, eq. 1."""
     drops = training and dropout.rate > 0
     if exporting.get():
@@ -177,21 +186,21 @@ def attention(
     if keras.backend.backend() == "torch" and not drops:  # which has an operator for all of it
         q, k, v = (_tokens_first(x) for x in (q, k, v))
         return _tokens_first(ops.dot_product_attention(q, k, v, scale=scale))
-    q, tokens = q * scale, q.shape[-2]
-    if tokens <= ROWS or drops:
+    q, queries = q * scale, q.shape[-2]
+    if queries <= ROWS or drops:
         scores = ops.matmul(q, ops.swapaxes(k, -2, -1))
         return softmax_product(scores, v, lambda weights: dropout(weights, training=training))
 
     # A few rows of weights at a time: they are never whole in memory.
     def of_image(qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        q, k, v = qkv  # (tokens, dim)
+        q, k, v = qkv  # (queries, dim) and twice (tokens, dim)
         k = ops.transpose(k)
-        rows = [q[i : i + ROWS] for i in range(0, tokens, ROWS)]
+        rows = [q[i : i + ROWS] for i in range(0, queries, ROWS)]
         return ops.concatenate([softmax_product(ops.matmul(q, k), v) for q in rows], axis=0)
 
-    qkv = tuple(ops.reshape(x, (-1, tokens, x.shape[-1])) for x in (q, k, v))
+    qkv = tuple(ops.reshape(x, (-1, *x.shape[-2:])) for x in (q, k, v))
     over_images = ops.vectorized_map if _has_accelerator() else ops.map
-    return ops.reshape(over_images(of_image, qkv), (-1, *v.shape[1:]))
+    return ops.reshape(over_images(of_image, qkv), (-1, *q.shape[1:-1], v.shape[-1]))
 
 
 def softmax_product(

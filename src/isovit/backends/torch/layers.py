@@ -19,6 +19,7 @@ from isovit.spec.blocks import BlockConfig, TransformerConfig
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": partial(F.gelu, approximate="none"),
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "hardswish": F.hardswish,
 }
 
 
@@ -94,12 +95,12 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 def attention(
-    q: Float[Tensor, "batch heads tokens dim"],
+    q: Float[Tensor, "batch heads queries dim"],
     k: Float[Tensor, "batch heads tokens dim"],
     v: Float[Tensor, "batch heads tokens dim"],
     scale: float,
     dropout: nn.Dropout,
-) -> Float[Tensor, "batch heads tokens dim"]:
+) -> Float[Tensor, "batch heads queries dim"]:
     """softmax(q·kᵀ · scale)·v, with dropout of the weights; arXiv:1706.03762, eq. 1."""
     if torch.compiler.is_exporting():  # into operators that every runtime has
         return dropout(torch.softmax((q * scale) @ k.mT, dim=-1)) @ v

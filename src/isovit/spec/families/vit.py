@@ -131,7 +131,7 @@ def param_tree(config: ViTConfig) -> ParamTree:
         name="",
         params=tuple(params),
         children=(
-            _patch_embed(config, scheme),
+            patch_embed(config, scheme),
             *backbone(config, config.tokens, scheme),
             *_pre_logits(config, scheme),
             *head("head", config, scheme),
@@ -141,7 +141,8 @@ def param_tree(config: ViTConfig) -> ParamTree:
     )
 
 
-def _patch_embed(config: ViTConfig, scheme: Scheme) -> ParamTree:
+def patch_embed(config: ViTConfig, scheme: Scheme) -> ParamTree:
+    """The patch embedding, whose tokens are the patches row by row."""
     grid, dim, patch_dim = config.grid, config.embed_dim, config.patch_dim
     if config.patch_embed == "conv":
         kernel, bias = scheme.conv_kernel(patch_dim), scheme.conv_bias(patch_dim)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
+import numpy as np
 
 from isovit.errors import InputError
 from isovit.spec.blocks import TransformerConfig
@@ -127,7 +128,9 @@ def vit_pytorch(config: ViTConfig) -> RenameTable:
     return RenameTable(
         squeeze("cls_token", "cls_token")
         if config.class_token
-        else drop("cls_token", "empty: no class token", write=(0, config.embed_dim)),
+        else drop(
+            "cls_token", "empty: no class token", write=np.zeros((0, config.embed_dim), np.float32)
+        ),
         squeeze("pos_embedding", "pos_embed"),
         rename("to_patch_embedding.1", "patch_embed.norm1"),
         rename("to_patch_embedding.2", "patch_embed.proj"),
