@@ -71,13 +71,17 @@ def run(
     session.run(str(path), *arguments, env={"JAX_PLATFORMS": "cpu", **settings}, external=True)
 
 
-COMPILED = {"flax": "quick", "keras:jax": "quick"}
-"""Fewer examples for those that compile each of them; ``nightly`` is for every backend."""
+IN_PARALLEL = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "worksteal"]
+"""Processes of pytest-xdist, for tests that wait for compilers and for other processes."""
+
+COMPILED = {"flax": "quick", "keras:jax": "quick", "keras:tensorflow": "ci"}
+"""Of backends that compile each example, how many; ``nightly`` is for every backend."""
 
 
 def parity_tests(session: nox.Session, backend: str, *arguments: str, profile: str = "") -> None:
     """Run the parity suite for one backend, in a process of its own."""
-    options = ["--backend", backend, "--require", *arguments, *session.posargs]
+    parallel = IN_PARALLEL if backend in COMPILED else []
+    options = ["--backend", backend, "--require", *parallel, *arguments, *session.posargs]
     usual = profile or COMPILED.get(backend, "ci")
     chosen = os.environ.get("HYPOTHESIS_PROFILE", usual)
     run(session, "pytest", "parity_tests", *options, HYPOTHESIS_PROFILE=chosen)
@@ -93,7 +97,7 @@ def demo(session: nox.Session) -> None:
 def quick(session: nox.Session) -> None:
     """A useful subset in under three minutes: lint, unit tests, two backends on few examples."""
     lint(session)
-    run(session, "pytest", "tests", "-m", "not slow", *session.posargs)
+    run(session, "pytest", "tests", *IN_PARALLEL, "-m", "not slow", *session.posargs)
     parity_tests(session, "torch", "-m", "not slow and not oracles", profile="quick")
     # JAX compiles each example: the outputs alone.
     parity_tests(session, "flax", "-k", "test_forward or test_structure", profile="quick")
@@ -102,7 +106,7 @@ def quick(session: nox.Session) -> None:
 @nox.session(python=False)
 def tests(session: nox.Session) -> None:
     """Unit tests, conversions and the command line."""
-    run(session, "pytest", "tests", *session.posargs)
+    run(session, "pytest", "tests", *IN_PARALLEL, *session.posargs)
 
 
 @nox.session(python=False)

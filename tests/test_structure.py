@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,6 @@ from isovit.spec.families import FAMILIES, config_class, family_module
 
 PACKAGE = Path(isovit.__file__).parent
 REPOSITORY = PACKAGE.parents[1]
-FOLDERS = [
-    PACKAGE / "spec",
-    *(PACKAGE / "backends" / name for name in BACKENDS),
-    PACKAGE / "weight_convert",
-    REPOSITORY / "parity_tests",
-    REPOSITORY / "parity_tests" / "oracles",
-]
 FRAMEWORKS = {"torch", "jax", "jaxlib", "flax", "keras", "tensorflow", "orbax", "h5py"}
 
 # What a framework forces on a class, and what only one backend's layers.py needs:
@@ -61,10 +55,37 @@ def imported(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: str(f.relative_to(REPOSITORY)))
-def test_there_is_one_file_for_each_family_in(folder: Path) -> None:
-    files = {path.stem for path in (folder / "families").glob("*.py")}
-    assert files - {"__init__"} == FAMILIES.keys()
+def files_of(family: str, text: str) -> set[Path]:
+    """The files of a family that a text names as ``path/families/X.py``, braces expanded."""
+    found: set[Path] = set()
+    for name in re.findall(r"`(\S+/families)/X\.py`", text.replace("\n", " ")):
+        before, _, rest = name.partition("{")
+        inside, _, after = rest.partition("}")
+        for choice in inside.split(","):
+            inner = before + choice + after
+            root = REPOSITORY if inner.startswith("parity_tests") else PACKAGE
+            found.add(root / inner / f"{family}.py")
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_the_files_that_contributing_lists_and_one_line(family: str) -> None:
+    named = files_of(family, (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    roots = (PACKAGE, REPOSITORY / "parity_tests")
+    assert named == {file for root in roots for file in root.rglob(f"families/{family}.py")}
+    assert len(named) == 8
+    lines = [
+        line
+        for line in (PACKAGE / "spec/families/__init__.py").read_text(encoding="utf-8").splitlines()
+        if line.strip().startswith(f'"{family}":')
+    ]
+    assert lines == [f'    "{family}": "{FAMILIES[family]}",']
+
+
+def test_no_folder_of_families_has_a_file_of_none() -> None:
+    for root in (PACKAGE, REPOSITORY / "parity_tests"):
+        files = {path.stem for path in root.rglob("families/*.py")}
+        assert files - {"__init__"} == FAMILIES.keys()
 
 
 def test_the_list_of_backends_is_the_list_of_folders() -> None:
