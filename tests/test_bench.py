@@ -106,7 +106,10 @@ def test_throughput_is_that_of_the_best_batch_and_memory_of_the_least() -> None:
     found = choose(subject, "m", "throughput", ["torch", "flax"])
     assert (found.best.backend, found.best.batch, found.best.value) == ("torch", 8, 200.0)
     assert found.cost(found.options[1]) == pytest.approx(200 / (1000 / 11))
-    assert choose(subject, "m", "memory", ["torch", "flax"]).best.value == 10.0
+    least = choose(subject, "m", "memory", ["torch", "flax"])
+    assert least.best.value == 10.0
+    assert "certain" not in least.verdict()[1]
+    assert least.verdict()[1].endswith("at batch 1, of one reading")
 
 
 def test_what_failed_is_told_and_nothing_at_all_is_refused() -> None:

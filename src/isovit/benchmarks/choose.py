@@ -75,7 +75,9 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
         return ratio if self.objective == "throughput" else 1 / ratio
 
     def certainty(self, option: Option) -> str:
-        """How sure it is that an option is worse than the best."""
+        """How sure it is that an option is worse than the best; memory is read once."""
+        if self.objective == "memory":
+            return "of one reading"
         return "no certain difference" if option in self.equals else "certain"
 
     def verdict(self) -> list[str]:
