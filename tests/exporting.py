@@ -24,11 +24,12 @@ from isovit.export.forms import target
 from isovit.parity.compare import error
 from isovit.parity.job import draw_inputs
 from isovit.spec.config import Config
+from isovit.spec.families import FAMILIES
 from isovit.spec.initialize import probe
 from isovit.weight_convert.checkpoint import Checkpoint
 from tests.small import T2T, VIT
 
-CASES: dict[str, Config] = {
+OWN: dict[str, Config] = {
     "timm": VIT.replace(depth=1),
     "vit_pytorch": VIT.replace(
         depth=1, patch_embed="norm_linear_norm", qkv_bias=False, head_dim=5, norm_eps=1e-5,
@@ -39,6 +40,14 @@ CASES: dict[str, Config] = {
     "transformer": T2T.replace(token_mixer="transformer", layer_scale_init=0.1),
     "full": T2T.replace(token_mixer="full", pos_embed="learned", num_classes=0, pool="none"),
 }  # fmt: skip
+EXAMPLES: dict[str, dict[str, Config]] = {
+    family: import_module(f"parity_tests.families.{family}").EXAMPLES
+    for family in FAMILIES
+    if family not in ("vit", "t2t_vit")
+}
+CASES = OWN | {name: config for examples in EXAMPLES.values() for name, config in examples.items()}
+"""Of ViT and T2T-ViT the forms that export differently, of the others all their examples."""
+
 NAMES = {"onnx": "a.onnx", "pt2": "a.pt2", "stablehlo": "a.stablehlo", "saved_model": "a"}
 FORMS = {
     "torch": ("onnx", "pt2"),
@@ -48,12 +57,16 @@ FORMS = {
     "keras:jax": ("saved_model",),
 }
 """Those that need nothing but the shared environment."""
-KERAS_CASES = (
-    tuple(CASES)
-    if os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
-    else ("vit_pytorch", "distilled", "performer")
-)
-"""Of Keras, which compiles or traces each of them for seconds; all of them in the nightly run."""
+
+
+def cases(backend: str) -> tuple[str, ...]:
+    """Those that a backend exports: of one that compiles each for seconds, all when nightly."""
+    if backend == "torch" or os.environ.get("HYPOTHESIS_PROFILE") == "nightly":
+        return tuple(CASES)
+    own = ("vit_pytorch", "distilled", "performer") if backend.startswith("keras") else tuple(OWN)
+    return (*own, *(next(iter(examples)) for examples in EXAMPLES.values()))
+
+
 JAX2ONNX = ("flax", "keras:jax")
 
 
@@ -144,7 +157,7 @@ def main() -> None:
     found: dict[str, dict[str, Any]] = {}
     for form in forms or FORMS[backend]:
         found[form] = {}
-        for case in CASES if backend == "flax" else KERAS_CASES:
+        for case in cases(backend):
             place = Path(folder) / form / case
             place.mkdir(parents=True)
             found[form][case] = exercise(backend, form, case, place)

@@ -28,7 +28,7 @@ from isovit.spec.initialize import probe
 from isovit.weight_convert.checkpoint import Checkpoint
 from isovit.weight_convert.store import load, save
 from tests import exporting
-from tests.exporting import CASES, FORMS, JAX2ONNX, KERAS_CASES, exercise, refusal
+from tests.exporting import CASES, FORMS, JAX2ONNX, cases, exercise, refusal
 from tests.small import CONFIGS, SMALL
 
 pytestmark = pytest.mark.slow
@@ -83,13 +83,7 @@ def slow_but_first(rows: list[tuple[str, ...]]) -> list[Any]:
 @needs_torch
 @pytest.mark.parametrize(
     ("backend", "form", "case"),
-    slow_but_first(
-        [
-            (*pair, case)
-            for pair in pairs(HERE)
-            for case in (KERAS_CASES if pair[0].startswith("keras") else CASES)
-        ]
-    ),
+    slow_but_first([(*pair, case) for pair in pairs(HERE) for case in cases(pair[0])]),
 )
 def test_an_exported_file_computes_what_the_model_does(
     backend: str, form: str, case: str, tmp_path: Path
@@ -114,7 +108,7 @@ def test_an_export_with_other_weights_is_refused_and_not_kept(
 def test_exports_of_another_engine_of_keras(backend: str, form: str, engine) -> None:
     found = engine(backend)[form]
     assert found.pop("refused").endswith("; left 0")
-    assert found.keys() == set(KERAS_CASES)
+    assert found.keys() == set(cases(backend))
     assert max(max(errors) for errors in found.values()) <= LIMIT
 
 
@@ -125,7 +119,7 @@ def test_exports_of_another_engine_of_keras(backend: str, form: str, engine) -> 
 def test_onnx_from_jax(backend: str, engine) -> None:
     found = engine(backend, "onnx")["onnx"]
     assert found.pop("refused").endswith("; left 0")
-    assert found.keys() == set(CASES if backend == "flax" else KERAS_CASES)
+    assert found.keys() == set(cases(backend))
     assert max(max(errors) for errors in found.values()) <= LIMIT
 
 
