@@ -37,6 +37,7 @@ from isovit.parity.compare import error
 from isovit.parity.job import draw_inputs
 from isovit.spec.config import Preprocess
 from isovit.spec.families import FAMILIES
+from isovit.spec.families.cait import CaiTConfig
 from isovit.spec.families.vit import ViTConfig
 from isovit.spec.initialize import probe
 from isovit.weight_convert.formats import FORMATS
@@ -355,6 +356,38 @@ def test_forms_of_timm_names(backend: Subject, name: str, pytestconfig: pytest.C
         content = torch.load(path / "ours.pth", weights_only=True)
         again = make(**arguments).eval()
         again.load_state_dict(content[FORMATS[form.format].wrapper], strict=True)
+    assert_same(again, original)
+    assert_outputs_agree(logits(again, images), wanted)
+
+
+CAIT_FORMS: dict[str, Callable[[State], dict[str, Any]]] = {
+    "released": lambda state: {"model": prefixed("module.", state)},
+    "in training": lambda state: of_training(model=spoiled(state), model_ema=state),
+}
+
+
+@pytest.mark.parametrize("name", CAIT_FORMS)
+def test_forms_of_the_official_cait(
+    backend: Subject, name: str, pytestconfig: pytest.Config
+) -> None:
+    """Its model is timm's, and so are the names."""
+    make = import_oracle("timm.models.cait", pytestconfig).Cait
+    arguments = {**SMALL, "depth_token_only": 2}
+    config = CaiTConfig(
+        image_size=(12, 8), patch_size=(4, 4), embed_dim=15, depth=2, num_heads=3, mlp_dim=60,
+        num_classes=5,
+    )  # fmt: skip
+    original, pair = randomised(make(**arguments)), Pair(arguments, config, ("image_size",))
+    images = images_of(pair)
+    with folder() as path:
+        torch.save(CAIT_FORMS[name](original.state_dict()), path / "theirs.pth")
+        found = identified(path / "theirs.pth", "deit", pair)
+        wanted = logits(original, images)
+        ours = agreeing(backend, found, images, wanted)
+        isovit.save(ours, path / "ours.pth", "deit")
+        again = make(**arguments).eval()
+        content = torch.load(path / "ours.pth", weights_only=True)
+        again.load_state_dict(content["model"], strict=True)
     assert_same(again, original)
     assert_outputs_agree(logits(again, images), wanted)
 

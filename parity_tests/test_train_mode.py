@@ -88,6 +88,22 @@ def test_each_rate_makes_training_stochastic(backend: Subject, example: str, fie
     np.testing.assert_array_equal(backend.runtime.forward(model, case.images), evaluated)
 
 
+@pytest.mark.parametrize("mixed", [True, False])
+def test_weights_are_dropped_behind_the_mixing_of_heads_or_before(
+    backend: Subject, mixed: bool
+) -> None:
+    """A mix that gives its bias alone, whatever the weights, hides what was dropped before it."""
+    config = EXAMPLES["cait_official"].config
+    case = Case(config.replace(attn_dropout_rate=RATE, mixed_dropout=mixed))
+    kernels = [path for path in case.weights if path.endswith("proj_w.kernel")]
+    case.weights.update({path: np.zeros_like(case.weights[path]) for path in kernels})
+    backend.seed()
+    model = backend.build(case)
+    trained, evaluated = backend.train(model, case.images), backend.forward(case)
+    assert kernels
+    assert (error(trained, evaluated) > LIMITS["float64"]["output"]) == mixed
+
+
 def test_stochastic_depth_drops_whole_samples_and_rescales(backend: Subject) -> None:
     """The last block keeps or drops each branch: four outcomes, each known exactly."""
     case = _with_rates("vit_timm", "drop_path_rate")  # of its two blocks the first never drops

@@ -109,6 +109,8 @@ HF_CONFIG = dict(num_attention_heads=3, layer_norm_eps=1e-12, hidden_act="gelu",
 GOOGLE = VIT.replace(preprocess=SQUASHED, activation="gelu_tanh", init_scheme="vit_jax")
 HEADS = {"num_heads": 3}
 
+CAIT = isovit.config("cait_s24", **SMALL, patch_size=8, layer_scale_init=None)
+
 FILES: dict[str, File] = {
     "timm": File("timm", VIT, told=HEADS),
     "timm pooled": File("timm", VIT.replace(pool="mean_patches", final_norm="pooled"), told=HEADS),
@@ -197,6 +199,18 @@ FILES: dict[str, File] = {
     ),
     "vit_pytorch of T2T-ViT": File(
         "vit_pytorch", isovit.config("t2t_vit_pytorch", **{**SMALL, **FREE}), told=HEADS
+    ),
+    "timm of CaiT": File("timm", CAIT),
+    "deit of CaiT, as released": File(
+        "deit", CAIT, pth(lambda a: {"model": tensors(a, "module.")})
+    ),
+    "deit of CaiT in training": File(
+        "deit", CAIT, pth(lambda a: {"model": tensors(a), "model_ema": tensors(a), "epoch": 3})
+    ),
+    "timm of CaiT, class blocks alone": File("timm", CAIT.replace(depth=0, mlp_dim=24), told=HEADS),
+    "timm of CaiT, class blocks wider": File("timm", CAIT.replace(cls_mlp_dim=22)),
+    "vit_pytorch of CaiT": File(
+        "vit_pytorch", isovit.config("cait_pytorch", **{**SMALL, "head_dim": 5, "patch_size": 8})
     ),
 }
 
@@ -318,6 +332,11 @@ PUBLISHED: dict[str, Published] = {
         {"num_classes": 10},
     ),
     "vit_pytorch of T2T-ViT": Published("vit_pytorch", "t2t_vit_pytorch", safetensors),
+    "timm of CaiT": Published("timm", "cait_xxs36", safetensors),
+    "deit of CaiT": Published(
+        "deit", "cait_xxs24_384", pth(lambda a: {"model": tensors(a, "module.")})
+    ),
+    "vit_pytorch of CaiT": Published("vit_pytorch", "cait_pytorch", safetensors),
 }
 
 

@@ -271,9 +271,32 @@ T2T_REFUSALS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+CAIT_REFUSALS: list[tuple[dict[str, Any], str]] = [
+    (
+        {"image_size": 225},
+        "image_size=(225, 225): height 225 must be divisible by the height of patch_size=(16, 16)",
+    ),
+    (
+        {"num_heads": 5},
+        "embed_dim=384: must be divisible by num_heads=5, unless head_dim is given",
+    ),
+    ({"pool": "none"}, "pool='none': every token comes out: needs num_classes=0"),
+    (
+        {"cls_depth": 0},
+        "cls_depth=0: pool=cls needs one or more: without, the class token never sees the patches",
+    ),
+    ({"cls_norm": "patches"}, "cls_norm='patches': wanted one of tokens, cls"),
+    ({"cls_mlp_dim": 0}, "cls_mlp_dim=0: wanted int >= 1"),
+]
+
+
 @pytest.mark.parametrize(
     ("model", "changes", "message"),
-    [("vit_s16", *row) for row in VIT_REFUSALS] + [("t2t_vit_14", *row) for row in T2T_REFUSALS],
+    [
+        *(("vit_s16", *row) for row in VIT_REFUSALS),
+        *(("t2t_vit_14", *row) for row in T2T_REFUSALS),
+        *(("cait_s24", *row) for row in CAIT_REFUSALS),
+    ],
 )
 def test_a_refusal_names_the_field_the_value_and_the_rule(
     model: str, changes: dict[str, Any], message: str

@@ -17,6 +17,7 @@ from isovit.spec.published import Published
 FAMILIES = {
     "vit": "ViT",
     "t2t_vit": "T2TViT",
+    "cait": "CaiT",
 }
 """Family name to the class name that its spec, models and tables share."""
 
