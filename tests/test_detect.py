@@ -337,6 +337,7 @@ PUBLISHED: dict[str, Published] = {
         "deit", "cait_xxs24_384", pth(lambda a: {"model": tensors(a, "module.")})
     ),
     "vit_pytorch of CaiT": Published("vit_pytorch", "cait_pytorch", safetensors),
+    "timm of Twins-SVT": Published("timm", "twins_svt_s", safetensors),
 }
 
 
@@ -349,3 +350,33 @@ def test_a_published_size_needs_no_option_and_is_named(case: str, tmp_path: Path
     about = inspect(file.write(tmp_path, foreign(file.format, config, zeros)))
     assert (about.format, about.config, about.problems) == (file.format, config, ())
     assert about.variant == file.variant
+
+
+@pytest.mark.parametrize(("format", "stages"), [("timm", 2), ("vit_pytorch", 4)])
+def test_what_no_shape_of_a_twins_svt_tells_is_asked_for(
+    format: str, stages: int, tmp_path: Path
+) -> None:
+    """A library's own sizes would fit the shapes as well, and be another function."""
+    sizes = dict(
+        image_size=16, num_classes=5, embed_dims=(8,) * stages, mlp_dims=(32,) * stages,
+        num_heads=(8,) * stages, reductions=(1,) * stages,
+    )  # fmt: skip
+    if format == "timm":
+        config = isovit.config(
+            "twins_svt_s", **sizes, depths=(2, 2), patch_sizes=(2, 2), window_sizes=(4, 2),
+            peg_after=(1, 1),
+        )  # fmt: skip
+        untold = {"num_heads": [8, 8], "window_sizes": [4, 2]}
+    else:
+        config = isovit.config(
+            "twins_svt_pytorch", **sizes, patch_sizes=(2, 1, 1, 2), window_sizes=(4, 2, 2, 0),
+            depths=(2, 2, 2, 1),
+        )  # fmt: skip
+        untold = {"window_sizes": [4, 2, 2, 0]}
+    path = safetensors(tmp_path, foreign(format, config, probe(config)))
+    told: dict[str, Any] = {"image_size": 16}
+    for name, value in untold.items():
+        with pytest.raises(isovit.InputError, match=f"{name} cannot be read from the weights"):
+            load(path, changes=told)
+        told[name] = value
+    assert load(path, changes=told).config == config

@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 from isovit.errors import InputError
 from isovit.spec.config import Config
 from isovit.spec.families import param_tree
+from isovit.spec.families.twins_svt import VIT_PYTORCH
 from isovit.spec.initialize import probe
 from isovit.weight_convert.checkpoint import Checkpoint
 from isovit.weight_convert.formats import FORMATS, rename_table
 from isovit.weight_convert.store import inspect, load, save
 from parity_tests.oracles.fitting import FOREIGN, drawn, fitting
-from tests.small import T2T, VIT
+from tests.small import CONFIGS, T2T, VIT
 
 FEW = settings(max_examples=10)
 dtypes = st.sampled_from([np.float32, np.float64, ml_dtypes.bfloat16])
@@ -110,6 +111,12 @@ OFFICIAL: dict[str, Any] = dict(
     image_size=32, t2t_layers=((7, 4, 2), (3, 2, 1), (3, 2, 1)), token_mlp_dim=6
 )
 DISTILLED = dict(dist_token=True, dist_head=True)
+TWINS = CONFIGS["twins_svt"]
+TWINS_PYTORCH: dict[str, Any] = dict(
+    **VIT_PYTORCH, image_size=24, embed_dims=(9, 12, 12, 6), mlp_dims=(36, 48, 48, 24),
+    depths=(2, 4, 2, 2), num_heads=(8, 8, 8, 8), patch_sizes=(2, 1, 1, 1), reductions=(3, 2, 1, 1),
+    window_sizes=(3, 4, 6, 0), peg_after=(2, 2, 2, 1),
+)  # fmt: skip
 
 # A config that each format holds, and one change after another under which it does not.
 REFUSED: dict[str, tuple[Config, list[tuple[dict[str, Any], str]]]] = {
@@ -198,6 +205,39 @@ REFUSED: dict[str, tuple[Config, list[tuple[dict[str, Any], str]]]] = {
             (dict(num_classes=0), "num_classes"),
             (dict(layer_scale_init=0.1), "layer_scale"),
             (dict(qkv_bias=True), "qkv_bias"),
+        ],
+    ),
+    "timm of Twins-SVT": (
+        TWINS,
+        [
+            (dict(head_dim=3), "fill embed_dims"),
+            (dict(patch_embed="norm_linear_norm"), "patch_embed"),
+            (dict(image_size=(24, 18), patch_sizes=(2, 3)), "patch_sizes"),
+            (dict(window_sizes=(5, 1)), "windows of one token"),
+            (dict(reduce="conv"), "reduce"),
+            (dict(qkv_bias=False), "qkv_bias"),
+            (dict(peg_after=(2, 1)), "peg_after"),
+            (dict(peg_kernel_size=5), "peg_kernel_size"),
+            (dict(embed_norm_eps=1e-6), "embed_norm_eps"),
+            (dict(final_norm="none"), "final_norm"),
+        ],
+    ),
+    "vit_pytorch of Twins-SVT": (
+        TWINS.replace(**TWINS_PYTORCH),
+        [
+            (dict(in_channels=1), "in_channels"),
+            (dict(head_dim=32), "heads"),
+            (dict(mlp_dims=(36, 48, 48, 30)), "mlp_dims"),
+            (dict(patch_embed="conv_norm"), "patch_embed"),
+            (dict(window_sizes=(3, 4, 6, 3)), "window_sizes"),
+            (dict(window_sizes=(5, 4, 6, 0)), "tile"),
+            (dict(peg_after=(1, 2, 2, 1)), "peg_after"),
+            (dict(depths=(3, 4, 2, 2)), "pair"),
+            (dict(reduce="conv_norm_linear"), "reduce"),
+            (dict(qkv_bias=True), "qkv_bias"),
+            (dict(embed_norm_eps=1e-6), "embed_norm_eps"),
+            (dict(final_norm="tokens"), "final_norm"),
+            (dict(num_classes=0), "num_classes"),
         ],
     ),
     "yitu": (

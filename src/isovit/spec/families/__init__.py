@@ -18,6 +18,7 @@ FAMILIES = {
     "vit": "ViT",
     "t2t_vit": "T2TViT",
     "cait": "CaiT",
+    "twins_svt": "TwinsSVT",
 }
 """Family name to the class name that its spec, models and tables share."""
 
