@@ -76,6 +76,14 @@ def test_published_multiply_adds_of_t2t_vit_24_contradict_their_own_table() -> N
     )  # more than the rounding of two figures
 
 
+@pytest.mark.parametrize("name", ["twins_svt_s", "twins_svt_b", "twins_svt_l"])
+def test_published_multiply_adds_of_twins_svt_leave_out_attention(name: str) -> None:
+    """They are those of the products with weights alone, without q·k and weights·v."""
+    tree = param_tree(config(name))
+    with_weights = sum(node.own_macs for _, node in tree.walk() if node.params)
+    assert f"{with_weights / 1e9:.1f}" == SAID[name].gmacs
+
+
 @pytest.mark.parametrize(
     "model_config",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from isovit.spec.families.twins_svt import VIT_PYTORCH, StageConfig, TwinsSVTConfig
 from parity_tests.oracles import arrays, pairs
 from parity_tests.oracles.arrays import Array
+from parity_tests.oracles.fitting import Fields, Fit
 from parity_tests.oracles.originals import Original
 from parity_tests.oracles.pairs import Pair
 
@@ -193,14 +195,12 @@ ORIGINALS = {
 }
 
 
-# The other way round: what makes any config one that a library has, and its arguments then
-
-Fields = dict[str, Any]
+# What each format can hold
 
 
-def timm_changes(_: st.DrawFn, config: TwinsSVTConfig) -> Fields:
+def timm(_: st.DrawFn, config: TwinsSVTConfig) -> Fields:
     """Heads that fill the width, patches of two tokens, the positions behind the first block."""
-    stages, (first, *_) = len(config.stages), config.patch_sizes
+    stages, first = len(config.stages), config.patch_sizes[0]
     (rows, columns), unit = config.stages[-1].grid, first * 2 ** (stages - 1)
     return dict(
         image_size=(rows * unit, columns * unit), head_dim=None, patch_embed="conv_norm",
@@ -210,10 +210,10 @@ def timm_changes(_: st.DrawFn, config: TwinsSVTConfig) -> Fields:
     )  # fmt: skip
 
 
-def timm_arguments(config: TwinsSVTConfig) -> Fields:
-    """Of ``Twins``."""
+def timm_model(twins: ModuleType, config: TwinsSVTConfig) -> Any:
+    """Its sizes are the config's; a window of 1 is none."""
     widths = zip(config.mlp_dims, config.embed_dims, strict=True)
-    return dict(
+    return twins.Twins(
         img_size=config.image_size, patch_size=config.patch_sizes[0], in_chans=config.in_channels,
         num_classes=config.num_classes, global_pool="avg" if config.pool == "mean" else "",
         embed_dims=config.embed_dims, num_heads=config.num_heads, depths=config.depths,
@@ -222,35 +222,45 @@ def timm_arguments(config: TwinsSVTConfig) -> Fields:
     )  # fmt: skip
 
 
-def vit_pytorch_changes(draw: st.DrawFn, config: TwinsSVTConfig) -> Fields:
-    """Four stages, widths as drawn, of which windows tile the first three."""
+def vit_pytorch(draw: st.DrawFn, config: TwinsSVTConfig) -> Fields:
+    """Four stages, of widths as drawn; windows tile the first three."""
     dims = (config.embed_dims * 4)[:4]
     (rows, columns), window = config.stages[-1].grid, draw(st.integers(1, 3))
     return dict(
         image_size=(2 * window * rows, 2 * window * columns), in_channels=3,
-        preprocess=pairs.statistics(3), embed_dims=dims,
-        depths=(4, 2, 2, 3), num_heads=(8,) * 4, head_dim=64, mlp_dims=[4 * dim for dim in dims],
-        patch_sizes=(2, 1, 1, 1), patch_embed="norm_linear_norm", reduce="conv", qkv_bias=False,
-        window_sizes=(window,) * 3 + (0,), reductions=(2, 1, 2, 1), peg_after=(2, 2, 2, 1),
-        embed_norm_eps=1e-5, final_norm="none", pool="mean", num_classes=config.num_classes or 1,
+        preprocess=pairs.statistics(3), embed_dims=dims, depths=(4, 2, 2, 3), num_heads=(8,) * 4,
+        head_dim=64, mlp_dims=[4 * dim for dim in dims], patch_sizes=(2, 1, 1, 1),
+        patch_embed="norm_linear_norm", window_sizes=(*[window] * 3, 0), reductions=(2, 1, 2, 1),
+        reduce="conv", qkv_bias=False, peg_after=(2, 2, 2, 1), embed_norm_eps=1e-5,
+        final_norm="none", pool="mean", num_classes=config.num_classes or 1,
     )  # fmt: skip
 
 
-def vit_pytorch_arguments(config: TwinsSVTConfig) -> Fields:
-    """Of ``TwinsSVT``."""
-    arguments: Fields = dict(num_classes=config.num_classes, peg_kernel_size=config.peg_kernel_size)
+def vit_pytorch_model(library: ModuleType, config: TwinsSVTConfig) -> Any:
+    """Its sizes are the config's; the blocks before the positions are none of its depth."""
+    arguments: Fields = {}
     for s, stage in enumerate(config.stages, start=1):
-        pair = 2 if stage.window_size else 1
+        blocks = len(stage.drop_path_rates) - stage.peg_after
         arguments |= {
             f"s{s}_emb_dim": stage.dim, f"s{s}_patch_size": stage.patch_size,
             f"s{s}_local_patch_size": stage.window_size, f"s{s}_global_k": stage.reduction,
-            f"s{s}_depth": len(stage.drop_path_rates) // pair - 1,
+            f"s{s}_depth": blocks // stage.peg_after,
         }  # fmt: skip
-    return arguments
+    return library.TwinsSVT(
+        num_classes=config.num_classes, peg_kernel_size=config.peg_kernel_size, **arguments
+    )
 
 
-FITTING = {
-    "timm": (timm_changes, timm_arguments),
-    "vit_pytorch": (vit_pytorch_changes, vit_pytorch_arguments),
+FITS = {
+    "timm": Fit(timm, "timm.models.twins", timm_model),
+    "vit_pytorch": Fit(vit_pytorch, "vit_pytorch.twins_svt", vit_pytorch_model),
 }
-"""Of each format, the fields in which its library has no choice, and its arguments for a config."""
+
+PARAMETERS = {
+    "twins_svt_s": (24_060_776, 24_060_776),
+    "twins_svt_b": (56_070_952, 56_070_952),
+    "twins_svt_l": (99_271_400, 99_271_400),
+    "twins_svt_pytorch": (252_025_096, 252_025_096),
+}
+"""Total and trainable, counted in timm 1.0.31 and in vit-pytorch 1.26.11; each model instantiated.
+"""

@@ -37,6 +37,7 @@ from isovit.spec.param import (
     depthwise_conv,
     layer_norm,
 )
+from isovit.spec.published import Published
 from isovit.spec.scheme import Scheme
 
 Stages = tuple[Positive, ...]
@@ -423,6 +424,15 @@ VARIANTS: dict[str, TwinsSVTConfig] = {
         peg_after=(2, 2, 2, 1),
         **VIT_PYTORCH,
     ),
+}
+
+TWINS_PAGE = "README of Meituan-AutoML/Twins"
+NO_ATTENTION = "without q·k and weights·v"
+
+PUBLISHED: dict[str, Published] = {
+    "twins_svt_s": Published(TWINS_PAGE, 81.7, gmacs="2.8", gmacs_note=NO_ATTENTION),
+    "twins_svt_b": Published(TWINS_PAGE, 83.2, gmacs="8.3", gmacs_note=NO_ATTENTION),
+    "twins_svt_l": Published(TWINS_PAGE, 83.7, gmacs="14.8", gmacs_note=NO_ATTENTION),
 }
 
 ALIASES = {
