@@ -270,6 +270,29 @@ T2T_REFUSALS: list[tuple[dict[str, Any], str]] = [
     ),
 ]
 
+TWINS_REFUSALS: list[tuple[dict[str, Any], str]] = [
+    ({"embed_dims": []}, "embed_dims=(): needs one stage or more"),
+    (
+        {"depths": [2, 2]},
+        "depths=(2, 2): needs one number for each of the 4 stages of embed_dims",
+    ),
+    ({"peg_kernel_size": 4}, "peg_kernel_size=4: must be odd: the grid stays as it is"),
+    ({"peg_after": [1, 3, 1, 1]}, "peg_after[1]=3: must be at most depths[1]=2"),
+    ({"pool": "none"}, "pool='none': every token comes out: needs num_classes=0"),
+    (
+        {"num_heads": [3, 4, 8, 16]},
+        "embed_dims[0]=64: must be divisible by num_heads[0]=3, unless head_dim is given",
+    ),
+    (
+        {"image_size": [224, 220]},
+        "patch_sizes[1]=2: must divide its input, which image_size=(224, 220) leaves 56 x 55",
+    ),
+    (
+        {"reductions": [8, 4, 2, 8]},
+        "reductions[3]=8: must fit the grid, which image_size=(224, 224) leaves 7 x 7",
+    ),
+]
+
 
 CAIT_REFUSALS: list[tuple[dict[str, Any], str]] = [
     (
@@ -297,6 +320,9 @@ CAIT_REFUSALS: list[tuple[dict[str, Any], str]] = [
         *(("t2t_vit_14", *row) for row in T2T_REFUSALS),
         *(("cait_s24", *row) for row in CAIT_REFUSALS),
     ],
+    [("vit_s16", *row) for row in VIT_REFUSALS]
+    + [("t2t_vit_14", *row) for row in T2T_REFUSALS]
+    + [("twins_svt_s", *row) for row in TWINS_REFUSALS],
 )
 def test_a_refusal_names_the_field_the_value_and_the_rule(
     model: str, changes: dict[str, Any], message: str

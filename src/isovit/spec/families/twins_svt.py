@@ -104,11 +104,6 @@ class StageConfig:
         """Whether a block attends within windows."""
         return self.window_size > 0 and block % 2 == 0
 
-    @property
-    def has_global(self) -> bool:
-        """Whether a block attends globally."""
-        return not all(self.is_local(i) for i in range(len(self.drop_path_rates)))
-
 
 class TwinsSVTConfig(Config, frozen=True, kw_only=True, tag="twins_svt"):
     """Config of a Twins-SVT; what has a number for each stage is a tuple of as many.
@@ -126,7 +121,8 @@ class TwinsSVTConfig(Config, frozen=True, kw_only=True, tag="twins_svt"):
             patch, order (channel, height, width), before and after the product.
         window_sizes: side of a window, in tokens; 0 for a stage whose blocks are all global. Where
             windows do not tile the grid, zeros are put behind its rows and columns after the norm;
-            they are attended to as tokens are (official).
+            they are attended to as tokens are (timm; vit-pytorch and the official classifier need
+            windows that tile).
         reductions: side of the square of tokens that one key and one value of the global attention
             summarise. Rows and columns beyond the last whole square are not summarised.
         reduce: how: ``conv_norm_linear``, a convolution, LayerNorm and a product, of which a
@@ -388,8 +384,8 @@ def _conv_inits(scheme: Scheme, fan_in: int, fan_out: int) -> tuple[Init, Init]:
     return scheme.conv_kernel(fan_in), scheme.conv_bias(fan_in)
 
 
-# Chu et al. 2021, table 2 of the appendix; MLPs are four times as wide as their tokens. The crop is
-# that of the official evaluation, 224 of 256 pixels, where timm has 0.9.
+# Chu et al. 2021, appendix, and ``gvt.py`` of the official code; MLPs are four times as wide as
+# their tokens. The crop is that of the official evaluation, 224 of 256 pixels; timm has 0.9.
 SIZES: dict[str, dict[str, Any]] = {
     "s": dict(embed_dims=(64, 128, 256, 512), num_heads=(2, 4, 8, 16), depths=(2, 2, 10, 4)),
     "b": dict(embed_dims=(96, 192, 384, 768), num_heads=(3, 6, 12, 24), depths=(2, 2, 18, 2)),

@@ -6,6 +6,8 @@ Source: Chu et al. 2021, arXiv:2104.13840, section 3.2; the official code as tim
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -123,16 +125,13 @@ class GlobalAttention(nn.Module):
         dim, inner, side = stage.dim, stage.inner_dim, (stage.reduction, stage.reduction)
         by_conv = config.reduce == "conv"
         reduces = not by_conv and stage.reduction > 1
+        squares = partial(Conv, dim, kernel_size=side, stride=side, padding=(0, 0))
         self.grid, self.num_heads, self.scale = stage.grid, stage.num_heads, stage.head_dim**-0.5
         self.q = Linear(dim, inner, bias=config.qkv_bias)
-        self.reduce = (
-            Conv(dim, dim, kernel_size=side, stride=side, padding=(0, 0), bias=True)
-            if reduces
-            else nn.Identity()
-        )
+        self.reduce = squares(dim, bias=True) if reduces else nn.Identity()
         self.norm = nn.LayerNorm(dim, eps=config.reduce_norm_eps) if reduces else nn.Identity()
         self.kv = (
-            Conv(dim, 2 * inner, side, stride=side, padding=(0, 0), bias=config.qkv_bias)
+            squares(2 * inner, bias=config.qkv_bias)
             if by_conv
             else Linear(dim, 2 * inner, bias=config.qkv_bias)
         )
