@@ -70,6 +70,7 @@ def output(
     stride=pairs,
     padding=st.tuples(st.integers(0, 1), st.integers(0, 1)),
     groups=st.sampled_from([1, 2, "depthwise"]),
+    spare=st.tuples(st.integers(0, 3), st.integers(0, 3)),
     seed=st.integers(0, 99),
 )
 def test_a_convolution_is_the_loop(
@@ -78,14 +79,18 @@ def test_a_convolution_is_the_loop(
     stride: tuple[int, int],
     padding: tuple[int, int],
     groups: Any,
+    spare: tuple[int, int],
     seed: int,
 ) -> None:
+    """Of images as small as a kernel and its zeros let them be, and larger by ``spare``."""
     depthwise = groups == "depthwise"
     in_dim, out_dim = (4, 4) if depthwise else (4, 6)
     stride = (stride[0], stride[0]) if depthwise else stride  # TensorFlow has no other
     parts = in_dim if depthwise else groups
     rng = np.random.default_rng(seed)
-    x = rng.standard_normal((2, 4, 5, in_dim))
+    least = (max(side - 2 * zeros, 1) for side, zeros in zip(kernel_size, padding, strict=True))
+    rows, columns = (n + more for n, more in zip(least, spare, strict=True))
+    x = rng.standard_normal((2, rows, columns, in_dim))
     kernel = rng.standard_normal((*kernel_size, in_dim // parts, out_dim))
     bias = rng.standard_normal(out_dim)
     numbers: dict[str, Any] = dict(kernel_size=kernel_size, stride=stride, padding=padding)

@@ -21,6 +21,7 @@ from isovit.spec.blocks import BlockConfig, TransformerConfig
 from isovit.spec.config import config_from_dict
 
 Tensor = Any  # of whichever engine runs
+Shape = tuple[int | None, ...]
 DType = str | keras.DTypePolicy | None
 
 
@@ -92,6 +93,9 @@ class Conv(keras.layers.Conv2D):
         )
         self.zeros = padding
 
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        return super().compute_output_shape(padded_shape(input_shape, self.zeros))
+
     def call(
         self, inputs: Float[Tensor, "batch height width dim"]
     ) -> Float[Tensor, "batch rows columns dim_out"]:
@@ -122,10 +126,20 @@ class DepthwiseConv(keras.layers.DepthwiseConv2D):
         )
         self.zeros = padding
 
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        return super().compute_output_shape(padded_shape(input_shape, self.zeros))
+
     def call(
         self, inputs: Float[Tensor, "batch height width dim"]
     ) -> Float[Tensor, "batch rows columns dim"]:
         return super().call(pad(inputs, self.zeros))
+
+
+def padded_shape(shape: Shape, padding: tuple[int, int]) -> Shape:
+    """Of what ``pad`` returns; ``build`` asks whether a kernel fits it."""
+    batch, *size, dim = shape
+    height, width = (n and n + 2 * zeros for n, zeros in zip(size, padding, strict=True))
+    return batch, height, width, dim
 
 
 def pad(x: Float[Tensor, "batch height width dim"], padding: tuple[int, int]) -> Tensor:
