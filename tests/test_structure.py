@@ -18,7 +18,10 @@ FRAMEWORKS = {"torch", "jax", "jaxlib", "flax", "keras", "tensorflow", "orbax", 
 
 # What a framework forces on a class, and what only one backend's layers.py needs:
 # Flax's kind of variable for fixed parameters and the type of its keywords, Keras's LayerNorm.
-METHODS = {"__init__", "forward", "__call__", "call", "build", "get_config", "from_config"}
+METHODS = {
+    "__init__", "forward", "__call__", "call", "build", "compute_output_shape", "get_config",
+    "from_config",
+}  # fmt: skip
 HELPERS = {"Fixed", "Kinds", "SpecModel"}  # what only one framework needs
 
 
