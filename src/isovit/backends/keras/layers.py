@@ -93,7 +93,7 @@ class Conv(keras.layers.Conv2D):
         )
         self.zeros = padding
 
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
+    def compute_output_shape(self, input_shape: Shape) -> Any:
         return super().compute_output_shape(padded_shape(input_shape, self.zeros))
 
     def call(
@@ -126,7 +126,7 @@ class DepthwiseConv(keras.layers.DepthwiseConv2D):
         )
         self.zeros = padding
 
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
+    def compute_output_shape(self, input_shape: Shape) -> Any:
         return super().compute_output_shape(padded_shape(input_shape, self.zeros))
 
     def call(
