@@ -319,10 +319,8 @@ CAIT_REFUSALS: list[tuple[dict[str, Any], str]] = [
         *(("vit_s16", *row) for row in VIT_REFUSALS),
         *(("t2t_vit_14", *row) for row in T2T_REFUSALS),
         *(("cait_s24", *row) for row in CAIT_REFUSALS),
+        *(("twins_svt_s", *row) for row in TWINS_REFUSALS),
     ],
-    [("vit_s16", *row) for row in VIT_REFUSALS]
-    + [("t2t_vit_14", *row) for row in T2T_REFUSALS]
-    + [("twins_svt_s", *row) for row in TWINS_REFUSALS],
 )
 def test_a_refusal_names_the_field_the_value_and_the_rule(
     model: str, changes: dict[str, Any], message: str
