@@ -338,6 +338,12 @@ PUBLISHED: dict[str, Published] = {
     ),
     "vit_pytorch of CaiT": Published("vit_pytorch", "cait_pytorch", safetensors),
     "timm of Twins-SVT": Published("timm", "twins_svt_s", safetensors),
+    "timm of CrossViT": Published("timm", "crossvit_9", safetensors),
+    "timm of CrossViT, fine-tuned": Published(
+        "timm", "crossvit_15_dagger_408", safetensors, {"preprocess": Preprocess()}
+    ),
+    "ibm": Published("ibm", "crossvit_9_dagger", pth(lambda a: {"model": tensors(a)})),
+    "vit_pytorch of CrossViT": Published("vit_pytorch", "crossvit_pytorch", safetensors),
 }
 
 

@@ -99,6 +99,7 @@ def refusal(name: str, reason: str = "") -> str:
     return f"(format {name} cannot hold this model: it has|the format has no place for) .*{reason}"
 
 
+CROSSVIT = CONFIGS["crossvit"]
 POOLED, TOKENS = dict(pool="mean_patches"), dict(pos_embed_tokens="patches")
 DENSE: dict[str, Any] = dict(
     patch_embed="norm_linear_norm", qkv_bias=False, norm_eps=1e-5, head_dim=5
@@ -252,6 +253,54 @@ REFUSED: dict[str, tuple[Config, list[tuple[dict[str, Any], str]]]] = {
             (dict(head_dim=5), "fill embed_dim"),
             (dict(layer_scale_init=0.1), "layer_scale"),
             (dict(pool="mean"), "pool"),
+        ],
+    ),
+    "timm of CrossViT": (
+        CROSSVIT,
+        [
+            (dict(patch_embed="norm_linear_norm"), "patch_embed"),
+            (dict(fusion="residual"), "fusion"),
+            (dict(stage_norm=True), "stage_norm"),
+            (dict(logits="sum"), "logits"),
+            (dict(head_dim=(3, 5)), "heads that do not fill"),
+            (dict(cross_head_dim=5), "heads that do not fill"),
+            (dict(cross_num_heads=1), "cross_num_heads"),
+            (dict(branch_depth=(0, 1)), "branch_depth"),
+            (dict(branch_depth=(2, 1)), "branch_depth"),
+        ],
+    ),
+    "ibm": (
+        CROSSVIT.replace(image_size=12),
+        [
+            (dict(image_size=(12, 18)), "not square"),
+            (dict(scaling="crop"), "scaling=crop"),
+            (dict(pool="mean_patches"), "pool"),
+            (dict(num_classes=0), "num_classes=0"),
+            (dict(logits="sum"), "logits"),
+        ],
+    ),
+    "vit_pytorch of CrossViT": (
+        CROSSVIT.replace(
+            **{**DENSE, "head_dim": (5, 4)},
+            image_size=12,
+            image_scale=(1.0, 1.0),
+            stage_norm=True,
+            fusion="residual",
+            cross_num_heads=2,
+            cross_head_dim=3,
+            logits="sum",
+        ),
+        [
+            (dict(image_size=(12, 24)), "not square"),
+            (dict(image_scale=(1.0, 2 / 3)), "image_scale"),
+            (dict(patch_embed="conv"), "patch_embed"),
+            (dict(fusion="projected"), "fusion"),
+            (dict(stage_norm=False), "stage_norm"),
+            (dict(qkv_bias=True), "qkv_bias"),
+            (dict(cross_num_heads=1, cross_head_dim=None), "other heads for each branch"),
+            (POOLED, "pool=mean_patches"),
+            (dict(logits="mean"), "logits"),
+            (dict(num_classes=0), "num_classes"),
         ],
     ),
 }

@@ -313,6 +313,41 @@ CAIT_REFUSALS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+CROSSVIT_REFUSALS: list[tuple[dict[str, Any], str]] = [
+    ({"embed_dim": [192]}, "embed_dim=[192]: wanted array of length 2, got 1"),
+    ({"branch_depth": [1, -1]}, "branch_depth[1]=-1: wanted int >= 0"),
+    ({"image_scale": [1.0, 0.0]}, "image_scale[1]=0.0: wanted float > 0.0"),
+    (
+        {"image_scale": [1.0, 0.5]},
+        "image_scale[1]=0.5: makes the height of image_size=(240, 240) 120, which must be "
+        "divisible by patch_size[1]=16",
+    ),
+    (
+        {"image_scale": [0.001, 1.0]},
+        "image_scale[0]=0.001: makes the height of image_size=(240, 240) 0, which must be "
+        "divisible by patch_size[0]=12",
+    ),
+    (
+        {"patch_embed": "conv_stem", "patch_size": [12, 8]},
+        "patch_size[1]=8: patch_embed=conv_stem is for patches of 12 or 16",
+    ),
+    (
+        {"patch_embed": "conv_stem", "embed_dim": [3, 384], "num_heads": [3, 3]},
+        "embed_dim[0]=3: patch_embed=conv_stem starts at a quarter of it: needs 4 or more",
+    ),
+    (
+        {"num_heads": [5, 6]},
+        "embed_dim[0]=192: must be divisible by num_heads[0]=5, unless head_dim is given",
+    ),
+    (
+        {"cross_num_heads": 7},
+        "embed_dim[0]=192: must be divisible by the 7 heads of the fusion, unless cross_head_dim "
+        "is given",
+    ),
+    ({"cross_depth": 2}, "cross_depth=2: fusion=projected replaces the class token: needs "),
+]
+
+
 @pytest.mark.parametrize(
     ("model", "changes", "message"),
     [
@@ -320,6 +355,7 @@ CAIT_REFUSALS: list[tuple[dict[str, Any], str]] = [
         *(("t2t_vit_14", *row) for row in T2T_REFUSALS),
         *(("cait_s24", *row) for row in CAIT_REFUSALS),
         *(("twins_svt_s", *row) for row in TWINS_REFUSALS),
+        *(("crossvit_15", *row) for row in CROSSVIT_REFUSALS),
     ],
 )
 def test_a_refusal_names_the_field_the_value_and_the_rule(

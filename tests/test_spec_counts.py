@@ -84,6 +84,13 @@ def test_published_multiply_adds_of_twins_svt_leave_out_attention(name: str) -> 
     assert f"{with_weights / 1e9:.1f}" == SAID[name].gmacs
 
 
+def test_published_multiply_adds_of_crossvit_leave_out_the_resizing_of_the_image() -> None:
+    for name, said in family_module("crossvit").PUBLISHED.items():
+        tree = param_tree(config(name))
+        resizing = sum(part.own_macs for path, part in tree.walk() if path.endswith(".resize"))
+        assert f"{(tree.multiply_adds() - resizing) / 1e9:.1f}" == said.gmacs
+
+
 @pytest.mark.parametrize(
     "model_config",
     [

@@ -79,6 +79,7 @@ FORMATS: dict[str, Format] = {
         _theirs("timm", "timm", resize="torch_bicubic_antialias", fixed=(EXACT, EPS_6)),
         _theirs("yitu", "official T2T-ViT", suffixes=(".pth", ".pth.tar", ".safetensors"),
                 fixed=(EXACT, EPS_5)),
+        _theirs("ibm", "official CrossViT", wrapper="model", fixed=(EXACT, EPS_6)),
     )
 }
 # fmt: on

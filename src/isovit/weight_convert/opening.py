@@ -217,11 +217,14 @@ def _config(path: Path, header: object, wanted: Wanted) -> tuple[Config, str | N
 
 def _check_claims(path: Path, config: Config, arrays: int, wanted: Wanted) -> None:
     """Check what a header says before anything counts along it: a few bytes may claim anything."""
-    for name in () if wanted.config else ("depth", "depths", "cls_depth", "t2t_layers"):
+    for name in () if wanted.config else COUNTED:
         claimed = getattr(config, name, 0)
         numbers = (claimed,) if isinstance(claimed, int) else claimed
         if sum(n if isinstance(n, int) else 1 for n in numbers) > arrays:
             raise InputError(f"{path}: its header says {name}={claimed}; it has {arrays} arrays")
+
+
+COUNTED = ("depth", "depths", "branch_depth", "cross_depth", "cls_depth", "t2t_layers")
 
 
 def _check_count(path: Path, config: Config, specs: Mapping[str, Spec]) -> None:

@@ -12,14 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from isovit.errors import InputError
-
-
-def torch_bicubic(size_in: int, size_out: int) -> np.ndarray:
-    """Cubic, half-pixel centres, a = -0.75; DeiT, MAE, T2T-ViT.
-
-    Source: ``interpolate(mode="bicubic", align_corners=False)`` of PyTorch, by ``size``.
-    """
-    return _bicubic(size_in, size_out, size_in / size_out)
+from isovit.spec.resample import bicubic, centres, keys, torch_bicubic
 
 
 def torch_bicubic_antialias(size_in: int, size_out: int) -> np.ndarray:
@@ -32,8 +25,8 @@ def torch_bicubic_antialias(size_in: int, size_out: int) -> np.ndarray:
     ``_compute_indices_min_size_weights_aa``; timm layers/pos_embed.py ``resample_abs_pos_embed``.
     """
     spacing = size_in / size_out
-    distance = _centres(size_out, spacing)[:, None] - np.arange(size_in)
-    weights = _keys(distance / max(spacing, 1.0), a=-0.5)
+    distance = centres(size_out, spacing)[:, None] - np.arange(size_in)
+    weights = keys(distance / max(spacing, 1.0), a=-0.5)
     return weights / weights.sum(axis=1, keepdims=True)
 
 
@@ -43,7 +36,7 @@ def torch_bilinear(size_in: int, size_out: int) -> np.ndarray:
     Source: ``interpolate(mode="bilinear", align_corners=False)`` of PyTorch; timm
     models/vision_transformer.py ``_load_weights``.
     """
-    return _linear(size_in, _centres(size_out, size_in / size_out))
+    return _linear(size_in, centres(size_out, size_in / size_out))
 
 
 def bilinear_align_corners(size_in: int, size_out: int) -> np.ndarray:
@@ -64,7 +57,7 @@ def dino_bicubic(size_in: int, size_out: int) -> np.ndarray:
 
     Source: DINO vision_transformer.py ``interpolate_pos_encoding``, and its issue 8.
     """
-    return _bicubic(size_in, size_out, 1.0 / ((size_out + 0.1) / size_in))
+    return bicubic(size_in, size_out, 1.0 / ((size_out + 0.1) / size_in))
 
 
 METHODS: dict[str, Callable[[int, int], np.ndarray]] = {
@@ -118,28 +111,7 @@ def resize_table(
     return np.concatenate([table[:, :prefix], resized], axis=1)
 
 
-def _centres(size_out: int, spacing: float) -> np.ndarray:
-    """Where outputs lie among inputs at 0, 1, ..., if a pixel reaches 1/2 to either side."""
-    return spacing * (np.arange(size_out) + 0.5) - 0.5
-
-
 def _linear(size_in: int, centres: np.ndarray) -> np.ndarray:
     """A hat of width 2 around each centre; beyond the border, the border's value."""
     distance = np.clip(centres, 0.0, size_in - 1.0)[:, None] - np.arange(size_in)
     return np.maximum(1.0 - np.abs(distance), 0.0)
-
-
-def _bicubic(size_in: int, size_out: int, spacing: float) -> np.ndarray:
-    """Keys' kernel of width 4, never widened; beyond the border, the border's value."""
-    taps = np.arange(-2, size_in + 2)
-    weights = _keys(_centres(size_out, spacing)[:, None] - taps, a=-0.75)
-    border = np.clip(taps, 0, size_in - 1)[:, None] == np.arange(size_in)  # (size_in + 4, size_in)
-    return weights @ border.astype(np.float64)
-
-
-def _keys(x: np.ndarray, a: float) -> np.ndarray:
-    """Cubic convolution; Keys 1981, doi:10.1109/TASSP.1981.1163711, who settles on a = -0.5."""
-    x = np.abs(x)
-    inner = (a + 2) * x**3 - (a + 3) * x**2 + 1
-    outer = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
-    return np.where(x <= 1, inner, np.where(x < 2, outer, 0.0))

@@ -19,6 +19,7 @@ FAMILIES = {
     "t2t_vit": "T2TViT",
     "cait": "CaiT",
     "twins_svt": "TwinsSVT",
+    "crossvit": "CrossViT",
 }
 """Family name to the class name that its spec, models and tables share."""
 
