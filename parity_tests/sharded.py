@@ -1,5 +1,6 @@
-"""Models over eight devices and over one: ``python -m parity_tests.sharded BACKEND RESULT.npz``.
+"""A model over eight devices and over one.
 
+``python -m parity_tests.sharded BACKEND FAMILY DTYPE RESULT.npz`` writes what ``test_sharding`` compares.
 The devices are the host's own, which JAX divides when it starts: hence a process of its own. The
 batch lies over all of them, or over four pairs that divide heads and hidden layers among the two.
 """
@@ -19,13 +20,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from isovit.backends import get_backend
 from isovit.parity.job import draw_inputs
 from isovit.spec.config import Config
-from isovit.spec.families import FAMILIES
 from isovit.spec.initialize import probe
 
 DEVICES = 8
-CONFIGS: dict[str, Config] = {
-    family: import_module(f"parity_tests.families.{family}").SHARDED for family in FAMILIES
-}
 LABELS = np.arange(DEVICES, dtype=np.int32) % 5
 BETA1 = 0.9
 
@@ -94,8 +91,6 @@ def run_flax(config: Config, dtype: str) -> Results:
         "data, misplaced": forward(data, put(state, data), misplaced(over(data, x))),
         "model, misplaced": forward(both, put(state, both, COLUMNS), over(both, x)),
     }
-    if dtype != "float64":
-        return {key: np.asarray(value) for key, value in found.items()}
     model.train()
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     for kind, mesh in (("one", None), ("data", data)):
@@ -153,8 +148,6 @@ def run_keras(config: Config, dtype: str) -> Results:
         "model, misplaced": forward(both, misplace_weights),
     }
     for kind, over in (("one", None), ("data", data)):
-        if dtype != "float32":  # the loss of Keras is float32 in any case
-            continue
         if over is None:
             model = runtime.build(config, probe(config), dtype=dtype)
             batch = (jax.numpy.asarray(images, dtype), jax.numpy.asarray(LABELS))
@@ -172,9 +165,9 @@ def run_keras(config: Config, dtype: str) -> Results:
     return {key: np.asarray(value) for key, value in found.items()}
 
 
-def placed(name: str) -> int:
+def placed(name: str, config: Config) -> int:
     """The device on which a model computes that was built for the fourth of them."""
-    backend, config = get_backend(name), CONFIGS["vit"]
+    backend = get_backend(name)
     model = backend.build(config, probe(config), device="cpu:3")
     images, _ = draw_inputs(config, 2, 0)
     output: Any = backend.inference(model, backend.put(model, images), "jit")()
@@ -183,16 +176,13 @@ def placed(name: str) -> int:
 
 def main() -> None:
     """Run everything and write it down."""
-    name, target = sys.argv[1:]
+    name, family, dtype, target = sys.argv[1:]
     assert jax.device_count() == DEVICES, "start it with XLA_FLAGS as test_sharding does"
     get_backend(name).exact_arithmetic()
+    config = import_module(f"parity_tests.families.{family}").SHARDED
     run = run_flax if name == "flax" else run_keras
-    results: Results = {"placed": np.array(placed(name))}
-    for dtype in ("float32", "float64"):  # the second makes the process a 64-bit one
-        for family, config in CONFIGS.items():
-            for key, array in run(config, dtype).items():
-                results[f"{family} {dtype} {key}"] = array
-    np.savez(target, allow_pickle=False, **results)
+    results: Results = {"placed": np.array(placed(name, config))}
+    np.savez(target, allow_pickle=False, **results, **run(config, dtype))
 
 
 if __name__ == "__main__":

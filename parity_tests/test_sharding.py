@@ -13,8 +13,8 @@ from parity_tests.subject import Subject
 
 pytestmark = pytest.mark.slow
 
-DTYPES = ("float64", "float32")
-TRAINED = {"flax": "float64", "keras:jax": "float32"}  # the loss of Keras is float32
+DTYPES = {"flax": "float64", "keras:jax": "float32"}
+"""One for each: how a model is divided does not depend on it, and the loss of Keras is float32."""
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "JAX_ENABLE_X64": "0",
@@ -22,50 +22,47 @@ ENVIRONMENT = {
 }
 
 
-@pytest.fixture(scope="module")
-def results(backend: Subject, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """What a process with eight devices found."""
-    if backend.name not in ("flax", "keras:jax"):
+@pytest.fixture(scope="module", params=FAMILIES)
+def results(
+    backend: Subject, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Results:
+    """What a process with eight devices found of a family."""
+    if backend.name not in DTYPES:
         pytest.skip("concerns JAX only")
     target = tmp_path_factory.mktemp("sharded") / "results.npz"
-    return results_of("parity_tests.sharded", backend.name, target=target, environment=ENVIRONMENT)
+    arguments = (backend.name, request.param, DTYPES[backend.name])
+    return results_of("parity_tests.sharded", *arguments, target=target, environment=ENVIRONMENT)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", ["data", "model"])
-def test_all_devices_give_the_output_of_one(
-    results: Results, kind: str, family: str, dtype: str
-) -> None:
-    found, wanted = (results[f"{family} {dtype} {key}"] for key in (kind, "one"))
+def test_all_devices_give_the_output_of_one(results: Results, backend: Subject, kind: str) -> None:
+    dtype = DTYPES[backend.name]
+    found, wanted = (results[key] for key in (kind, "one"))
     assert found.dtype == wanted.dtype == dtype
     assert_agree({"": found}, {"": wanted}, "output", dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", ["data", "model"])
 def test_a_shard_on_the_wrong_device_is_caught(
-    results: Results, kind: str, family: str, dtype: str
+    results: Results, backend: Subject, kind: str
 ) -> None:
-    found, wanted = (results[f"{family} {dtype} {key}"] for key in (f"{kind}, misplaced", "one"))
-    assert error(found, wanted) > 100 * LIMITS[dtype]["output"]
+    found, wanted = (results[key] for key in (f"{kind}, misplaced", "one"))
+    assert error(found, wanted) > 100 * LIMITS[DTYPES[backend.name]]["output"]
 
 
-def gradients(results: Results, family: str, dtype: str, kind: str) -> Results:
-    head = f"{family} {dtype} {kind} gradient "
+def gradients(results: Results, kind: str) -> Results:
+    head = f"{kind} gradient "
     return {key.removeprefix(head): a for key, a in results.items() if key.startswith(head)}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_over_all_devices_has_the_loss_and_gradients_of_one(
-    results: Results, backend: Subject, family: str
+    results: Results, backend: Subject
 ) -> None:
-    dtype = TRAINED[backend.name]
-    found, wanted = (gradients(results, family, dtype, kind) for kind in ("data", "one"))
+    dtype = DTYPES[backend.name]
+    found, wanted = (gradients(results, kind) for kind in ("data", "one"))
     assert len(wanted) > 15
     assert_agree(found, wanted, "gradient", dtype)
-    losses = [results[f"{family} {dtype} {kind} loss"] for kind in ("data", "one")]
+    losses = [results[f"{kind} loss"] for kind in ("data", "one")]
     assert error(*losses) <= LIMITS[dtype]["output"]
 
 
