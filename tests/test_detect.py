@@ -344,6 +344,8 @@ PUBLISHED: dict[str, Published] = {
     ),
     "ibm": Published("ibm", "crossvit_9_dagger", pth(lambda a: {"model": tensors(a)})),
     "vit_pytorch of CrossViT": Published("vit_pytorch", "crossvit_pytorch", safetensors),
+    "timm of NesT": Published("timm", "nest_t", safetensors, {"activation": "gelu"}),
+    "vit_pytorch of NesT": Published("vit_pytorch", "nest_pytorch", safetensors),
 }
 
 

@@ -348,6 +348,24 @@ CROSSVIT_REFUSALS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+NEST_REFUSALS: list[tuple[dict[str, Any], str]] = [
+    ({"embed_dims": []}, "embed_dims=(): needs one level or more"),
+    ({"depths": [2, 2]}, "depths=(2, 2): needs one for each of 3 embed_dims"),
+    ({"num_heads": [3]}, "num_heads=(3,): needs one for each of 3 embed_dims"),
+    ({"depths": [2, -1, 8]}, "depths[1]=-1: wanted int >= 0"),
+    (
+        {"num_heads": [3, 5, 12]},
+        "embed_dims[1]=192: must be divisible by num_heads[1]=5, unless head_dim is given",
+    ),
+    (
+        {"image_size": [224, 220]},
+        "image_size=(224, 220): width 220 must be divisible by 16: the width of patch_size=(4, 4) "
+        "times the 4 blocks of the first level",
+    ),
+    ({"pool_padding": "same"}, "pool_padding='same': wanted one of end, both"),
+]
+
+
 @pytest.mark.parametrize(
     ("model", "changes", "message"),
     [
@@ -356,6 +374,7 @@ CROSSVIT_REFUSALS: list[tuple[dict[str, Any], str]] = [
         *(("cait_s24", *row) for row in CAIT_REFUSALS),
         *(("twins_svt_s", *row) for row in TWINS_REFUSALS),
         *(("crossvit_15", *row) for row in CROSSVIT_REFUSALS),
+        *(("nest_t", *row) for row in NEST_REFUSALS),
     ],
 )
 def test_a_refusal_names_the_field_the_value_and_the_rule(

@@ -20,6 +20,7 @@ FAMILIES = {
     "cait": "CaiT",
     "twins_svt": "TwinsSVT",
     "crossvit": "CrossViT",
+    "nest": "NesT",
 }
 """Family name to the class name that its spec, models and tables share."""
 
