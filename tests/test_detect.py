@@ -108,6 +108,7 @@ SQUASHED = Preprocess(
 HF_CONFIG = dict(num_attention_heads=3, layer_norm_eps=1e-12, hidden_act="gelu", image_size=32)
 GOOGLE = VIT.replace(preprocess=SQUASHED, activation="gelu_tanh", init_scheme="vit_jax")
 HEADS = {"num_heads": 3}
+FACTORS = {"re_attention_scale": 1.0, "branch_scale": 1.0}
 
 CAIT = isovit.config("cait_s24", **SMALL, patch_size=8, layer_scale_init=None)
 
@@ -212,6 +213,16 @@ FILES: dict[str, File] = {
     "vit_pytorch of CaiT": File(
         "vit_pytorch", isovit.config("cait_pytorch", **{**SMALL, "head_dim": 5, "patch_size": 8})
     ),
+    "dvit": File("dvit", isovit.config("deepvit_16", **SMALL), told=FACTORS),
+    "dvit with its stem": File(
+        "dvit",
+        isovit.config("deepvit_l", **{**SMALL, "depth": 2}, re_attention_depth=1),
+        pth(),
+        FACTORS | {"branch_scale": 0.5},
+    ),
+    "vit_pytorch of DeepViT": File(
+        "vit_pytorch", isovit.config("deepvit_pytorch", **{**SMALL, **FREE})
+    ),
 }
 
 
@@ -238,10 +249,19 @@ def test_inspect_tells_format_and_family(case: str, tmp_path: Path) -> None:
     assert about.config.family == file.config.family
 
 
-@pytest.mark.parametrize("case", [case for case in FILES if FILES[case].told])
+@pytest.mark.parametrize("case", [case for case in FILES if "num_heads" in FILES[case].told])
 def test_heads_that_no_shape_tells_are_asked_for(case: str, tmp_path: Path) -> None:
     with pytest.raises(isovit.InputError, match=r"num_heads cannot be read.*--set num_heads=1\|"):
         load(written(FILES[case], tmp_path))
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_factors_that_no_shape_tells_are_asked_for(name: str, tmp_path: Path) -> None:
+    """With what they may be in a model of this width and these heads."""
+    told = {other: FACTORS[other] for other in FACTORS if other != name}
+    said = {"re_attention_scale": r"1\.0\|0\.353", "branch_scale": r"1\.0\|0\.5"}[name]
+    with pytest.raises(isovit.InputError, match=f"{name} cannot be read.*--set {name}={said}"):
+        load(written(FILES["dvit"], tmp_path), changes=told)
 
 
 def test_sides_that_no_shape_tells_are_asked_for_and_taken(tmp_path: Path) -> None:
@@ -346,6 +366,10 @@ PUBLISHED: dict[str, Published] = {
     "vit_pytorch of CrossViT": Published("vit_pytorch", "crossvit_pytorch", safetensors),
     "timm of NesT": Published("timm", "nest_t", safetensors, {"activation": "gelu"}),
     "vit_pytorch of NesT": Published("vit_pytorch", "nest_pytorch", safetensors),
+    "dvit": Published("dvit", "deepvit_16", pth()),
+    "dvit with its stem": Published("dvit", "deepvit_s", pth()),
+    "dvit of larger images": Published("dvit", "deepvit_l_384", safetensors),
+    "vit_pytorch of DeepViT": Published("vit_pytorch", "deepvit_pytorch", safetensors),
 }
 
 

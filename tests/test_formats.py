@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from isovit.errors import InputError
 from isovit.spec.config import Config
 from isovit.spec.families import param_tree
+from isovit.spec.families.deepvit import DeepViTConfig
 from isovit.spec.families.twins_svt import VIT_PYTORCH
 from isovit.spec.initialize import probe
 from isovit.weight_convert.checkpoint import Checkpoint
@@ -118,6 +119,11 @@ TWINS_PYTORCH: dict[str, Any] = dict(
     depths=(2, 4, 2, 2), num_heads=(8, 8, 8, 8), patch_sizes=(2, 1, 1, 1), reductions=(3, 2, 1, 1),
     window_sizes=(3, 4, 6, 0), peg_after=(2, 2, 2, 1),
 )  # fmt: skip
+MIXED = DeepViTConfig(
+    image_size=(16, 16), patch_size=(8, 8), embed_dim=12, depth=2, num_heads=3, mlp_dim=20,
+    num_classes=5,
+)  # fmt: skip
+UNBIASED: dict[str, Any] = dict(re_attention_norm="layer_norm", re_attention_bias=False)
 
 # A config that each format holds, and one change after another under which it does not.
 REFUSED: dict[str, tuple[Config, list[tuple[dict[str, Any], str]]]] = {
@@ -300,6 +306,44 @@ REFUSED: dict[str, tuple[Config, list[tuple[dict[str, Any], str]]]] = {
             (dict(cross_num_heads=1, cross_head_dim=None), "other heads for each branch"),
             (POOLED, "pool=mean_patches"),
             (dict(logits="mean"), "logits"),
+            (dict(num_classes=0), "num_classes"),
+        ],
+    ),
+    "dvit": (
+        MIXED.replace(patch_embed="convs"),
+        [
+            (dict(class_token=False, pool="mean"), "class_token"),
+            (dict(attn_proj=False), "attn_proj"),
+            (dict(layer_scale_init=0.1), "layer_scale"),
+            (dict(patch_embed="norm_linear_norm"), "patch_embed=norm_linear_norm"),
+            (dict(stem_dim=7), "stem_dim other than 64"),
+            (dict(patch_size=(8, 4)), "not square"),
+            (dict(head_dim=5), "fill embed_dim"),
+            (dict(re_attention_norm="layer_norm"), "re_attention_norm"),
+            (dict(re_attention_bias=False), "re_attention_bias"),
+            (dict(re_attention_scale=0.3), "re_attention_scale"),
+            (dict(final_norm="none"), "final_norm"),
+            (dict(pool="mean"), "pool"),
+        ],
+    ),
+    "vit_pytorch of DeepViT": (
+        MIXED.replace(**DENSE, **UNBIASED, final_norm="pooled"),
+        [
+            (dict(class_token=False, pool="mean"), "class_token"),
+            (dict(head_dim=None, attn_proj=False), "attn_proj"),
+            (dict(layer_scale_init=0.1), "layer_scale"),
+            (dict(attn_scale=0.3), "attn_scale"),
+            (dict(patch_embed="conv"), "patch_embed=conv"),
+            (dict(patch_size=(8, 4)), "patches that are not square"),
+            (dict(image_size=(16, 24)), "an image that is not square"),
+            (dict(qkv_bias=True), "qkv_bias"),
+            (dict(re_attention_depth=1), "do not re-attend"),
+            (dict(re_attention_norm="batch_norm"), "re_attention_norm"),
+            (dict(re_attention_bias=True), "re_attention_bias"),
+            (dict(re_attention_scale=0.3), "re_attention_scale"),
+            (dict(branch_scale=0.5), "branch_scale"),
+            (dict(final_norm="tokens"), "final_norm"),
+            (dict(pool="mean_patches"), "pool=mean_patches"),
             (dict(num_classes=0), "num_classes"),
         ],
     ),

@@ -312,6 +312,23 @@ CAIT_REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"cls_mlp_dim": 0}, "cls_mlp_dim=0: wanted int >= 1"),
 ]
 
+DEEPVIT_REFUSALS: list[tuple[dict[str, Any], str]] = [
+    (
+        {"image_size": (224, 200)},
+        "image_size=(224, 200): width 200 must be divisible by the width of patch_size=(16, 16)",
+    ),
+    (
+        {"patch_size": 7},
+        "patch_size=(7, 7): must be even: the first of patch_embed=convs has a stride of 2",
+    ),
+    ({"re_attention_depth": -1}, "re_attention_depth=-1: wanted int >= 0"),
+    (
+        {"re_attention_norm": "none"},
+        "re_attention_norm='none': wanted one of batch_norm, layer_norm",
+    ),
+    ({"branch_scale": 0.0}, "branch_scale=0.0: wanted float > 0.0"),
+]
+
 
 CROSSVIT_REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"embed_dim": [192]}, "embed_dim=[192]: wanted array of length 2, got 1"),
@@ -375,6 +392,7 @@ NEST_REFUSALS: list[tuple[dict[str, Any], str]] = [
         *(("twins_svt_s", *row) for row in TWINS_REFUSALS),
         *(("crossvit_15", *row) for row in CROSSVIT_REFUSALS),
         *(("nest_t", *row) for row in NEST_REFUSALS),
+        *(("deepvit_s", *row) for row in DEEPVIT_REFUSALS),
     ],
 )
 def test_a_refusal_names_the_field_the_value_and_the_rule(

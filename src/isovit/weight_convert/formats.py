@@ -51,6 +51,7 @@ class Format:
 
 EXACT, TANH = ("activation", "gelu"), ("activation", "gelu_tanh")
 EPS_5, EPS_6 = ("norm_eps", 1e-5), ("norm_eps", 1e-6)
+BATCH_NORM_EPS = ("batch_norm_eps", 1e-5)
 PTH, ALIGNED, FOLDER = (".pth", ".safetensors"), "bilinear_align_corners", ""
 
 
@@ -80,6 +81,7 @@ FORMATS: dict[str, Format] = {
         _theirs("yitu", "official T2T-ViT", suffixes=(".pth", ".pth.tar", ".safetensors"),
                 fixed=(EXACT, EPS_5)),
         _theirs("ibm", "official CrossViT", wrapper="model", fixed=(EXACT, EPS_6)),
+        _theirs("dvit", "official DeepViT", fixed=(EXACT, EPS_6, BATCH_NORM_EPS)),
     )
 }
 # fmt: on

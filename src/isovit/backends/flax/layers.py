@@ -156,8 +156,10 @@ class BatchNorm(nnx.BatchNorm):
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        for statistic in (self.mean, self.var):  # Flax makes them float32, whatever is asked for
-            statistic.set_value(statistic[...].astype(param_dtype))
+        # Flax makes them float32 whatever is asked for: as it should for less, but not for more.
+        kind = jnp.promote_types(param_dtype, jnp.float32)
+        for statistic in (self.mean, self.var):
+            statistic.set_value(statistic[...].astype(kind))
 
     def __call__(
         self,

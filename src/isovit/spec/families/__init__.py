@@ -21,6 +21,7 @@ FAMILIES = {
     "twins_svt": "TwinsSVT",
     "crossvit": "CrossViT",
     "nest": "NesT",
+    "deepvit": "DeepViT",
 }
 """Family name to the class name that its spec, models and tables share."""
 
