@@ -1,6 +1,6 @@
 """A model over eight devices and over one.
 
-``python -m parity_tests.sharded BACKEND FAMILY DTYPE RESULT.npz`` writes what ``test_sharding`` compares.
+``python -m parity_tests.sharded BACKEND FAMILY DTYPE RESULT.npz``, which ``test_sharding`` starts.
 The devices are the host's own, which JAX divides when it starts: hence a process of its own. The
 batch lies over all of them, or over four pairs that divide heads and hidden layers among the two.
 """
