@@ -123,24 +123,27 @@ def randomised(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def logits(
-    model: nn.Module, images: np.ndarray, tokens: bool = False, **options: Any
-) -> np.ndarray:
+def logits(model: nn.Module, images: np.ndarray, pool: str = "cls", **options: Any) -> np.ndarray:
     """The original's float64 answer to (batch, height, width, channels) images.
 
     Args:
         model: that is put into float64.
         images: as isovit takes them.
-        tokens: whether a model of transformers without a head is to give all tokens, and not the
-            class token alone.
+        pool: what becomes of the tokens of a model of transformers without a head: the first of
+            them, their ``mean``, or all where it is ``none``.
         options: of the model's call.
     """
     with torch.inference_mode():
         output = model.double()(torch.tensor(images).double().permute(0, 3, 1, 2), **options)
     if isinstance(output, dict):
-        hidden = output.get("last_hidden_state")
-        output = output["logits"] if hidden is None else hidden if tokens else hidden[:, 0]
+        tokens = output.get("last_hidden_state")
+        output = output["logits"] if tokens is None else pooled(tokens, pool)
     return output.numpy()
+
+
+def pooled(tokens: torch.Tensor, pool: str) -> torch.Tensor:
+    """(batch, tokens, dim) as features."""
+    return {"none": tokens, "mean": tokens.mean(1)}.get(pool, tokens[:, 0])
 
 
 # State dicts
@@ -394,20 +397,22 @@ def test_forms_of_the_official_cait(
 
 # Folders of transformers
 
-HF = [
-    "ViTForImageClassification",
-    "ViTModel",
-    "DeiTForImageClassification",
-    "DeiTForImageClassificationWithTeacher",
-    "DeiTModel",
-    "ViTMAEModel",
-]
+HF: dict[str, Callable[[], st.SearchStrategy[Pair]]] = {
+    kind: drawn
+    for family in FAMILIES
+    for kind, drawn in getattr(
+        import_module(f"parity_tests.oracles.families.{family}"), "HF", {}
+    ).items()
+}
 
 
-def options_of(kind: str, config: ViTConfig) -> dict[str, Any]:
-    """MAE shuffles the patches unless told their order; the class token sees them in any."""
+def options_of(kind: str, config: Any) -> dict[str, Any]:
+    """A family without a class token gives its mean.
+
+    MAE shuffles the patches unless told their order; the class token sees them in any.
+    """
     if "MAE" not in kind:
-        return {}
+        return {"pool": getattr(config, "pool", "mean")}
     tokens = config.grid[0] * config.grid[1]
     return {"noise": torch.rand(2, tokens, generator=torch.Generator().manual_seed(0))}
 
@@ -430,7 +435,7 @@ def test_hf(
     ``gelu_new`` is ``gelu_pytorch_tanh`` with other rounding: the bits are compared under one name.
     """
     cls = getattr(import_oracle("transformers", pytestconfig), kind)
-    pair = data.draw(pairs.hf_models(kind))
+    pair = data.draw(HF[kind]())
     original = randomised(cls(cls.config_class(**pair.arguments)))
     images, options = images_of(pair), options_of(kind, pair.config)
     with folder() as path:
@@ -443,7 +448,8 @@ def test_hf(
         wanted = logits(original, images, **options)
         ours = agreeing(backend, found, images, wanted)
         isovit.save(ours, path / "ours", "hf")
-        arguments = {**hf_arguments(kind), "hidden_act": pair.arguments["hidden_act"]}
+        named_otherwise = {n: v for n, v in pair.arguments.items() if n == "hidden_act"}
+        arguments = {**hf_arguments(kind), **named_otherwise}
         again, info = cls.from_pretrained(path / "ours", output_loading_info=True, **arguments)
     assert all(np.array_equal(named.weights[name], found.weights[name]) for name in found.weights)
     assert not any(info.values()), info
@@ -454,6 +460,7 @@ def test_hf(
 def in_memory(pair: Pair) -> Pair:
     """The same model without its ``config.json``, under the names that its modules have."""
     beside = ("num_heads", "norm_eps", "activation", "image_size")
+    beside = tuple(name for name in beside if hasattr(pair.config, name))
     return Pair(pair.arguments, pair.config, (*beside, *(pair.untold or ())))
 
 
@@ -548,7 +555,7 @@ class Library:
             cls = getattr(self.module("transformers"), kind)
             model, info = cls.from_pretrained(path, output_loading_info=True, **hf_arguments(kind))
             assert not any(info.values()), info
-            return logits(model.eval(), images, tokens=config.pool == "none")
+            return logits(model.eval(), images, pool=getattr(config, "pool", "mean"))
         model = self.model(format, config).eval()
         model.load_state_dict(load_file(path), strict=True)
         return logits(model, images)

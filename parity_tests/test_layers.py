@@ -53,15 +53,17 @@ def test_activation_from_far_left_to_far_right(backend: Subject, activation: str
     assert_agree({"": backend.array(found)}, {"": wanted}, "activation")
 
 
-def test_two_heads_come_apart(backend: Subject) -> None:
-    case = EXAMPLES["vit_distilled"]
+@pytest.mark.parametrize("example", ["vit_distilled", "levit"])
+def test_two_heads_come_apart(backend: Subject, example: str) -> None:
+    case = EXAMPLES[example]
     wanted = arrays.reference(case.config, case.weights, case.images)
     found = backend.build(case).forward_heads(backend.tensor(case.images))
     for path, logits in zip(("head", "head_dist"), found, strict=True):
         assert_agree({path: backend.array(logits)}, {path: wanted[path]}, "output")
 
 
-def test_a_model_with_one_head_says_so(backend: Subject) -> None:
-    case = EXAMPLES["vit_timm"]
+@pytest.mark.parametrize("example", ["vit_timm", "levit_features"])
+def test_a_model_with_one_head_says_so(backend: Subject, example: str) -> None:
+    case = EXAMPLES[example]
     with pytest.raises(InputError, match="dist_head=False: the model has one head"):
         backend.build(case).forward_heads(backend.tensor(case.images))

@@ -370,6 +370,11 @@ PUBLISHED: dict[str, Published] = {
     "dvit with its stem": Published("dvit", "deepvit_s", pth()),
     "dvit of larger images": Published("dvit", "deepvit_l_384", safetensors),
     "vit_pytorch of DeepViT": Published("vit_pytorch", "deepvit_pytorch", safetensors),
+    "levit": Published("levit", "levit_128s", pth(lambda a: {"model": tensors(a)})),
+    "timm of LeViT": Published(
+        "timm", "levit_192", safetensors, {"preprocess": Preprocess(crop_fraction=0.9)}
+    ),
+    "vit_pytorch of LeViT": Published("vit_pytorch", "levit_pytorch", safetensors),
 }
 
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from isovit.errors import InputError
 from isovit.spec.config import Config
-from isovit.spec.families import param_tree
+from isovit.spec.families import levit, param_tree, twins_svt
 from isovit.spec.families.deepvit import DeepViTConfig
-from isovit.spec.families.twins_svt import VIT_PYTORCH
+from isovit.spec.families.levit import LeViTConfig
 from isovit.spec.initialize import probe
 from isovit.weight_convert.checkpoint import Checkpoint
 from isovit.weight_convert.formats import FORMATS, rename_table
@@ -74,7 +74,9 @@ def test_what_a_format_holds_comes_back_bit_for_bit(
     table, layout = rename_table(name, config), FORMATS[name].layout
     written = table.write(params, wanted, layout)
     # Were two parameters written under one name, numbers would be missing.
-    assert sum(array.size for array in written.values()) == sum(a.size for a in wanted.values())
+    beside = sum(row.write.size for row in table.drops if row.write is not None)
+    numbers = sum(array.size for array in wanted.values())
+    assert sum(array.size for array in written.values()) == numbers + beside
     assert {key: array.shape for key, array in written.items()} == written.shapes
     assert_same(table.read(params, dict(written), layout), wanted)
     suffix = data.draw(st.sampled_from(FORMATS[name].suffixes))
@@ -115,7 +117,7 @@ OFFICIAL: dict[str, Any] = dict(
 DISTILLED = dict(dist_token=True, dist_head=True)
 TWINS = CONFIGS["twins_svt"]
 TWINS_PYTORCH: dict[str, Any] = dict(
-    **VIT_PYTORCH, image_size=24, embed_dims=(9, 12, 12, 6), mlp_dims=(36, 48, 48, 24),
+    **twins_svt.VIT_PYTORCH, image_size=24, embed_dims=(9, 12, 12, 6), mlp_dims=(36, 48, 48, 24),
     depths=(2, 4, 2, 2), num_heads=(8, 8, 8, 8), patch_sizes=(2, 1, 1, 1), reductions=(3, 2, 1, 1),
     window_sizes=(3, 4, 6, 0), peg_after=(2, 2, 2, 1),
 )  # fmt: skip
@@ -124,6 +126,26 @@ MIXED = DeepViTConfig(
     num_classes=5,
 )  # fmt: skip
 UNBIASED: dict[str, Any] = dict(re_attention_norm="layer_norm", re_attention_bias=False)
+LEVIT = LeViTConfig(
+    image_size=32, stem_dims=(1, 2, 4), embed_dims=(8, 10), depths=(1, 1), num_heads=(1, 2),
+    key_dim=4, value_dim=8, down_heads=(2,), down_value_dim=16, num_classes=5,
+)  # fmt: skip
+LEVIT_REFUSED: list[tuple[dict[str, Any], str]] = [
+    (dict(fused=True), "fused"),
+    (dict(batch_norm_eps=1e-3), "batch_norm_eps"),
+    (dict(stem="conv"), "stem"),
+    (dict(stem_dims=(2, 2, 4)), "stem_dims"),
+    (dict(attn_activation="gelu"), "attn_activation"),
+    (dict(attn_bias_over_scale=True), "attn_bias_over_scale"),
+    (dict(attn_proj_bias=True), "attn_proj_bias"),
+    (dict(mlp_norm=False), "mlp_norm"),
+    (dict(head_norm=False), "head_norm"),
+    (dict(value_dim=6), "value_dim"),
+    (dict(down_heads=(1,)), "down_heads"),
+    (dict(down_value_dim=6), "down_value_dim"),
+    (dict(down_mlp_ratio=1), "down_mlp_ratio"),
+    (dict(image_size=40), "16 divides not"),
+]
 
 # A config that each format holds, and one change after another under which it does not.
 REFUSED: dict[str, tuple[Config, list[tuple[dict[str, Any], str]]]] = {
@@ -345,6 +367,36 @@ REFUSED: dict[str, tuple[Config, list[tuple[dict[str, Any], str]]]] = {
             (dict(final_norm="tokens"), "final_norm"),
             (dict(pool="mean_patches"), "pool=mean_patches"),
             (dict(num_classes=0), "num_classes"),
+        ],
+    ),
+    "timm of LeViT": (LEVIT, LEVIT_REFUSED),
+    "levit": (
+        LEVIT,
+        [
+            *LEVIT_REFUSED,
+            (dict(image_size=(32, 48)), "not square"),
+            (dict(in_channels=4), "in_channels"),
+        ],
+    ),
+    "vit_pytorch of LeViT": (
+        LEVIT.replace(**levit.VIT_PYTORCH, down_value_dim=8),
+        [
+            (dict(fused=True), "fused"),
+            (dict(batch_norm_eps=1e-3), "batch_norm_eps"),
+            (dict(stem="conv_norm"), "stem"),
+            (dict(stem_dims=(32, 64)), "stem_dims"),
+            (dict(attn_activation="hardswish"), "attn_activation"),
+            (dict(attn_bias_over_scale=False), "attn_bias_over_scale"),
+            (dict(attn_proj_bias=False), "attn_proj_bias"),
+            (dict(mlp_norm=True), "mlp_norm"),
+            (dict(head_norm=True), "head_norm"),
+            (dict(num_classes=0, dist_head=False), "num_classes"),
+            (dict(down_heads=(1,)), "down_heads"),
+            (dict(down_value_dim=16), "down_value_dim"),
+            (dict(down_mlp_ratio=1), "down_mlp_ratio"),
+            (dict(in_channels=4), "in_channels"),
+            (dict(image_size=(32, 48)), "not square"),
+            (dict(image_size=40), "16 divides not"),
         ],
     ),
 }

@@ -383,6 +383,17 @@ NEST_REFUSALS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+LEVIT_REFUSALS: list[tuple[dict[str, Any], str]] = [
+    ({"embed_dims": []}, "embed_dims=(): needs one stage or more"),
+    ({"depths": [2, 3]}, "depths=(2, 3): needs 3 items: embed_dims=(128, 256, 384) has 3 stages"),
+    ({"num_heads": [4]}, "num_heads=(4,): needs 3 items"),
+    ({"down_heads": [8, 16, 24]}, "down_heads=(8, 16, 24): needs 2 items"),
+    ({"depths": [2, -1, 4]}, "depths[1]=-1: wanted int >= 0"),
+    ({"num_classes": 0}, "dist_head=True: needs num_classes > 0"),
+    ({"attn_activation": "swish"}, "attn_activation='swish': wanted one of hardswish, gelu"),
+]
+
+
 @pytest.mark.parametrize(
     ("model", "changes", "message"),
     [
@@ -393,6 +404,7 @@ NEST_REFUSALS: list[tuple[dict[str, Any], str]] = [
         *(("crossvit_15", *row) for row in CROSSVIT_REFUSALS),
         *(("nest_t", *row) for row in NEST_REFUSALS),
         *(("deepvit_s", *row) for row in DEEPVIT_REFUSALS),
+        *(("levit_128s", *row) for row in LEVIT_REFUSALS),
     ],
 )
 def test_a_refusal_names_the_field_the_value_and_the_rule(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -56,6 +57,19 @@ ORIGINALS = {
         pairs.timm_distilled_vits,
     ),
 }
+
+HF = {
+    kind: partial(pairs.hf_models, kind)
+    for kind in (
+        "ViTForImageClassification",
+        "ViTModel",
+        "DeiTForImageClassification",
+        "DeiTForImageClassificationWithTeacher",
+        "DeiTModel",
+        "ViTMAEModel",
+    )
+}
+"""Classes of transformers, and what to make of each."""
 
 
 # What each format can hold

@@ -68,7 +68,7 @@ FORMATS: dict[str, Format] = {
         Format("torch", (".pth", ".pt", ".safetensors"), "state dict of the torch model", TORCH),
         Format("flax", (".npz", FOLDER), "arrays or orbax folder of the Flax model", CANONICAL),
         Format("keras", (".weights.h5", ".keras"), "the Keras model's weights, or all", CANONICAL),
-        _theirs("hf", "Hugging Face's ViT, DeiT, ViTMAE", suffixes=(FOLDER, *reversed(PTH))),
+        _theirs("hf", "Hugging Face's ViT, DeiT, ViTMAE, LeViT", suffixes=(FOLDER, *reversed(PTH))),
         _theirs("google", "vit_jax", CANONICAL, suffixes=(".npz",), resize=ALIGNED,
                 fixed=(TANH, EPS_6)),
         _theirs("big_vision", "google's big_vision", CANONICAL, suffixes=(".npz",), resize=ALIGNED,
@@ -82,6 +82,7 @@ FORMATS: dict[str, Format] = {
                 fixed=(EXACT, EPS_5)),
         _theirs("ibm", "official CrossViT", wrapper="model", fixed=(EXACT, EPS_6)),
         _theirs("dvit", "official DeepViT", fixed=(EXACT, EPS_6, BATCH_NORM_EPS)),
+        _theirs("levit", "official LeViT", wrapper="model"),
     )
 }
 # fmt: on

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
+from isovit.backends.torch.layout import COUNTER
+from isovit.backends.torch.layout import LAYOUT as TORCH
 from isovit.errors import InputError
+from isovit.spec.config import Config
+from isovit.spec.families.levit import LeViTConfig
 from isovit.spec.families.vit import ViTConfig
+from isovit.spec.param import Role
 from isovit.weight_convert import files
-from isovit.weight_convert.tensors import Tensors, check_number
+from isovit.weight_convert.tensors import Spec, Tensors, check_number
 from isovit.weight_convert.unwrap import state_dict
 
 CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"
 WEIGHTS = "model.safetensors"
+VAR = TORCH[Role.NORM_VAR].name
 CANDIDATES = (WEIGHTS, "pytorch_model.bin", "model.pth", "pytorch_model.pth")
 
 
@@ -84,15 +91,26 @@ def _read_file(path: Path) -> Tensors:
     return files.torch_tensors(path, state_dict(files.read_pth(path), ema=True)[1])
 
 
-def prefixed(config: ViTConfig, tensors: Tensors) -> Tensors:
+def prefixed(config: Config, tensors: Tensors) -> Tensors:
     """The names of the rename table as the models with a head write them: behind the backbone's."""
     if not config.num_classes:
         return tensors
-    prefix = "deit." if config.dist_token else "vit."
-    return tensors.renamed({n if "classifier." in n else prefix + n: n for n in tensors})
+    prefix = model_config(config)["model_type"]
+    return tensors.renamed({n if "classifier" in n else f"{prefix}.{n}": n for n in tensors})
 
 
-def sidecars(config: ViTConfig) -> dict[str, dict[str, Any]]:
+def counted(tensors: Tensors) -> Tensors:
+    """With the number of batches that each BatchNorm has seen, which transformers misses else."""
+    norms = [name.removesuffix(VAR) for name in tensors if name.endswith(VAR)]
+    counters = {f"{norm}{COUNTER}": np.zeros((), np.int64) for norm in norms}
+    specs = {name: Spec(array.shape, array.dtype) for name, array in counters.items()}
+    return Tensors(
+        {**tensors.specs, **specs},
+        lambda name: counters[name] if name in counters else tensors[name],
+    )
+
+
+def sidecars(config: Config) -> dict[str, dict[str, Any]]:
     """``config.json`` of a model, and ``preprocessor_config.json`` where a processor does it."""
     told = {CONFIG: model_config(config)}
     if processor := image_processor(config):
@@ -100,18 +118,30 @@ def sidecars(config: ViTConfig) -> dict[str, dict[str, Any]]:
     return told
 
 
-def model_config(config: ViTConfig) -> dict[str, Any]:
-    """What transformers' ViTConfig or DeiTConfig wants."""
-    kind = "DeiT" if config.dist_token else "ViT"
-    task = "ForImageClassification" if config.num_classes else "Model"
-    teacher = "WithTeacher" if config.dist_head else ""
+def model_config(config: Config) -> dict[str, Any]:
+    """``config.json``: what any config of transformers wants, and what the family's own does."""
     labels = {str(i): f"LABEL_{i}" for i in range(config.num_classes)}
     return {
-        "architectures": [kind + task + teacher],
-        "model_type": kind.lower(),
+        **OF_FAMILY[config.family](config),
         "image_size": one_or_both(config.image_size),
-        "patch_size": one_or_both(config.patch_size),
         "num_channels": config.in_channels,
+        "id2label": labels,
+        "label2id": {label: int(i) for i, label in labels.items()},
+    }
+
+
+def named(kind: str, config: ViTConfig | LeViTConfig) -> dict[str, Any]:
+    """The class of a model, and the type of its config."""
+    task = "ForImageClassification" if config.num_classes else "Model"
+    teacher = "WithTeacher" if config.dist_head else ""
+    return {"architectures": [kind + task + teacher], "model_type": kind.lower()}
+
+
+def vit_config(config: ViTConfig) -> dict[str, Any]:
+    """What transformers' ViTConfig or DeiTConfig wants."""
+    return {
+        **named("DeiT" if config.dist_token else "ViT", config),
+        "patch_size": one_or_both(config.patch_size),
         "hidden_size": config.embed_dim,
         "num_hidden_layers": config.depth,
         "num_attention_heads": config.num_heads,
@@ -121,9 +151,24 @@ def model_config(config: ViTConfig) -> dict[str, Any]:
         "layer_norm_eps": config.norm_eps,
         "hidden_dropout_prob": config.dropout_rate,
         "attention_probs_dropout_prob": config.attn_dropout_rate,
-        "id2label": labels,
-        "label2id": {label: int(i) for i, label in labels.items()},
     }
+
+
+def levit_config(config: LeViTConfig) -> dict[str, Any]:
+    """What transformers' LevitConfig wants; it takes no drop_path_rate between 0 and 1."""
+    stages = len(config.embed_dims)
+    return {
+        **named("Levit", config),
+        "hidden_sizes": config.embed_dims,
+        "depths": config.depths,
+        "num_attention_heads": config.num_heads,
+        "key_dim": [config.key_dim] * stages,
+        "attention_ratio": [config.value_dim // config.key_dim] * stages,
+        "mlp_ratio": [config.mlp_ratio] * stages,
+    }
+
+
+OF_FAMILY: dict[str, Callable[[Any], dict[str, Any]]] = {"vit": vit_config, "levit": levit_config}
 
 
 def image_processor(config: ViTConfig) -> dict[str, Any] | None:

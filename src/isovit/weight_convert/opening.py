@@ -66,8 +66,10 @@ class Opened:
         rows = table(self.format, self.config)
         if not isinstance(rows, RenameTable):
             return []
-        found = [(row, [n for n in self.arrays if row.matches(n)]) for row in rows.drops]
-        return [f"left out {_count(names)}: {row.reason}" for row, names in found if names]
+        found: dict[str, list[str]] = {}
+        for row in rows.drops:
+            found.setdefault(row.reason, []).extend(n for n in self.arrays if row.matches(n))
+        return [f"left out {_count(names)}: {why}" for why, names in found.items() if names]
 
 
 def _count(names: list[str]) -> str:

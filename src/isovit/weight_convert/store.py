@@ -15,7 +15,6 @@ from isovit.backends.protocol import NativeFiles
 from isovit.errors import FitError
 from isovit.spec.config import Config
 from isovit.spec.families import param_tree, resolve_config, variant_name
-from isovit.spec.families.vit import ViTConfig
 from isovit.weight_convert import files, huggingface
 from isovit.weight_convert.adapt import adapt
 from isovit.weight_convert.checkpoint import Checkpoint, Source
@@ -136,9 +135,9 @@ def save(
         param_tree(config).parameters(), weights, FORMATS[name].layout
     )
     if name == "hf":
-        arrays = huggingface.prefixed(cast("ViTConfig", config), arrays)
+        arrays = huggingface.counted(huggingface.prefixed(config, arrays))
     if suffix == "":
-        sidecars = huggingface.sidecars(cast("ViTConfig", config))
+        sidecars = huggingface.sidecars(config)
         huggingface.write_folder(path, arrays, sidecars, header, track)
     elif suffix == ".safetensors":
         metadata = {HEADER_KEY: header}

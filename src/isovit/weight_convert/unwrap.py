@@ -13,6 +13,12 @@ AVERAGED = ("state_dict_ema", "model_ema", "teacher")
 PLAIN = ("state_dict", "model", "net", "student")
 """Keys under which training code keeps weights: moving averages of them, and the last ones."""
 
+HF_STEMS = (
+    "embeddings.patch_embeddings.projection.weight",
+    "patch_embeddings.embedding_layer_1.convolution.weight",
+)
+"""By which the models of Hugging Face are known: ViT, DeiT, ViTMAE; LeViT."""
+
 # Names of Hugging Face's ViT in memory since release 5, and the names that all releases write.
 HF_RENAMED = [
     (r"^layers\.(\d+)\.attention\.q_proj\.", r"encoder.layer.\1.attention.attention.query."),
@@ -23,6 +29,10 @@ HF_RENAMED = [
     (r"^layers\.(\d+)\.mlp\.fc2\.", r"encoder.layer.\1.output.dense."),
     (r"^layers\.(\d+)\.", r"encoder.layer.\1."),
 ]
+
+
+OWN_BACKBONE = "conv_embedding.0.weight"
+"""Beside it, in vit-pytorch's LeViT, ``backbone.`` is a part of the model itself."""
 
 
 class Content(NamedTuple):
@@ -71,20 +81,22 @@ def unwrap(tensors: Tensors, wrapper: str = "") -> Content:
         ("img.", "parts of the model beside the image tower"),
         ("backbone.", "projection head of the training"),
     ]:
+        if prefix == "backbone." and OWN_BACKBONE in names:
+            continue
         inside = {n.removeprefix(prefix): old for n, old in names.items() if n.startswith(prefix)}
         if inside:
             wrapper = wrapper or prefix.rstrip(".")
             if left := len(names) - len(inside):
                 notes.append(f"left out: {left} tensors outside {prefix}*, {rest}")
             names = inside
-    if any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in names):
+    if any(name.endswith(HF_STEMS) for name in names):
         names = {new: names[name] for new, name in renaming(names, _hf_name).items()}
     return Content(_unstacked(tensors.renamed(names)), wrapper, tuple(notes))
 
 
 def _hf_name(name: str) -> str:
     """Without the model's prefix, and as all releases write it."""
-    name = re.sub(r"^(vit|deit)\.", "", name)
+    name = re.sub(r"^(vit|deit|levit)\.", "", name)
     for pattern, replacement in HF_RENAMED:
         name, count = re.subn(pattern, replacement, name)
         if count:

@@ -22,6 +22,7 @@ FAMILIES = {
     "crossvit": "CrossViT",
     "nest": "NesT",
     "deepvit": "DeepViT",
+    "levit": "LeViT",
 }
 """Family name to the class name that its spec, models and tables share."""
 

@@ -445,7 +445,8 @@ def infer_hf(clues: Clues) -> Fields | None:
         fields["image_size"] = (side * patch_size[0], side * patch_size[1])
     elif "image_size" in about:
         fields["image_size"] = about["image_size"]
-    return {**fields, **statistics(in_channels, hf_preprocess(clues, dist_token))}
+    usual = hf_usual(clues, dist_token)
+    return {**fields, **statistics(in_channels, hf_preprocess(clues, usual, HF_VIT))}
 
 
 HF_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
@@ -455,15 +456,26 @@ PILLOW_FILTERS = {2: "bilinear", 3: "bicubic"}
 """Numbers of Pillow's resampling filters."""
 
 
-def hf_preprocess(clues: Clues, dist_token: bool) -> Preprocess:
-    """The preprocessing that ``preprocessor_config.json`` tells, or the library's default."""
+def hf_usual(clues: Clues, dist_token: bool) -> Preprocess:
+    """The preprocessing of the library's default."""
+    if dist_token:  # DeiTImageProcessor
+        return Preprocess(aspect="squash")
+    if clues.sidecars.get("config.json", {}).get("model_type") == "vit_mae":
+        return Preprocess(aspect="squash", crop_fraction=1.0, interpolation="bilinear")
+    return HF_VIT
+
+
+def hf_preprocess(clues: Clues, usual: Preprocess, unsaid: Preprocess) -> Preprocess:
+    """The preprocessing that ``preprocessor_config.json`` tells.
+
+    Args:
+        clues: with the file, or without.
+        usual: where there is none.
+        unsaid: what it does not tell of a field.
+    """
     told = clues.sidecars.get("preprocessor_config.json", {})
     if not told:
-        if dist_token:  # DeiTImageProcessor
-            return Preprocess(aspect="squash")
-        if clues.sidecars.get("config.json", {}).get("model_type") == "vit_mae":
-            return Preprocess(aspect="squash", crop_fraction=1.0, interpolation="bilinear")
-        return HF_VIT
+        return usual
     fields: Fields = {}
     for theirs, field in (("image_mean", "mean"), ("image_std", "std")):
         if theirs in told:
@@ -478,7 +490,7 @@ def hf_preprocess(clues: Clues, dist_token: bool) -> Preprocess:
     size = told.get("size")
     if isinstance(size, dict) and "shortest_edge" in size:
         fields["aspect"] = "keep"
-    return preprocess_from({**msgspec.structs.asdict(HF_VIT), **fields})
+    return preprocess_from({**msgspec.structs.asdict(unsaid), **fields})
 
 
 def side_of(size: Any) -> float | None:
