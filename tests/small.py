@@ -32,7 +32,7 @@ T2T = T2TViTConfig(
     num_classes=5,
 )
 CONFIGS: dict[str, Config] = {"vit": VIT, "t2t_vit": T2T}
-for _family in FAMILIES.keys() - CONFIGS.keys():
+for _family in (family for family in FAMILIES if family not in CONFIGS):
     _examples = import_module(f"parity_tests.families.{_family}").EXAMPLES
     CONFIGS[_family] = next(iter(_examples.values()))
 
