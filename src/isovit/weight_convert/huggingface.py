@@ -171,7 +171,7 @@ def levit_config(config: LeViTConfig) -> dict[str, Any]:
 OF_FAMILY: dict[str, Callable[[Any], dict[str, Any]]] = {"vit": vit_config, "levit": levit_config}
 
 
-def image_processor(config: ViTConfig) -> dict[str, Any] | None:
+def image_processor(config: Config) -> dict[str, Any] | None:
     """What an image processor of transformers wants; None where none does the same.
 
     ViTImageProcessor squashes and crops nothing, DeiTImageProcessor squashes and crops, and

@@ -7,6 +7,7 @@ vit-pytorch's ``levit.py`` (MIT) for the other form; see the spec for the differ
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ from isovit.spec.config import require
 from isovit.spec.families.levit import AttentionConfig, LeViTConfig, StageConfig
 
 hardswish = ACTIVATIONS["hardswish"]
-HALVING = {"kernel_size": (3, 3), "stride": (2, 2), "padding": (1, 1)}
+HALVING: dict[str, Any] = {"kernel_size": (3, 3), "stride": (2, 2), "padding": (1, 1)}
 
 
 class ConvNorm(nnx.Module):
@@ -190,9 +191,9 @@ class Attention(nnx.Module):
         dim, heads, inner_dim = numbers.dim, numbers.num_heads, numbers.inner_dim
         q_dim, kv_dim = heads * numbers.key_dim, heads * numbers.key_dim + inner_dim
         whole = numbers.stride == 1
-        self.qkv = linear_norm(config, dim, q_dim + kv_dim, kinds) if whole else None
-        self.kv = None if whole else linear_norm(config, dim, kv_dim, kinds)
-        self.q = None if whole else linear_norm(config, dim, q_dim, kinds)
+        self.qkv = linear_norm(config, dim, q_dim + kv_dim, kinds) if whole else identity
+        self.kv = identity if whole else linear_norm(config, dim, kv_dim, kinds)
+        self.q = identity if whole else linear_norm(config, dim, q_dim, kinds)
         self.attention_biases = nnx.Param(jnp.zeros((heads, numbers.tokens), param_dtype))
         self.attn_dropout = nnx.Dropout(numbers.attn_dropout_rate, rngs=rngs)
         self.activation = ACTIVATIONS[config.attn_activation]
@@ -212,7 +213,7 @@ class Attention(nnx.Module):
     def split(self, x: Float[Array, "batch tokens dim"]) -> tuple[Array, Array, Array]:
         """q, k and v, each (batch, tokens, heads, width); a head has its own side by side."""
         batch, heads, key_dim = x.shape[0], self.numbers.num_heads, self.numbers.key_dim
-        if self.qkv is not None:
+        if self.numbers.stride == 1:
             qkv = self.qkv(x).reshape(batch, self.numbers.tokens, heads, -1)
             q, k, v = jnp.split(qkv, [key_dim, 2 * key_dim], axis=-1)
             return q, k, v

@@ -384,7 +384,7 @@ class MultiScaleStage(keras.layers.Layer):
         self, config: CrossViTConfig, stage: Stage, *, name: str, dtype: DType = None
     ) -> None:
         super().__init__(name=name, dtype=dtype)
-        dtype, self.branches = self.dtype_policy, config.branches
+        dtype = self.dtype_policy
         encoders = zip(config.embed_dim, stage.blocks, strict=True)
         self.encoders = [
             Encoder(config, dim, blocks, name=f"encoders_{b}", dtype=dtype)
@@ -396,10 +396,11 @@ class MultiScaleStage(keras.layers.Layer):
             for b, numbers in enumerate(stage.fusions)
         ]
 
-    def build(self, *input_shapes: tuple[int | None, ...]) -> None:
-        for encoder, fusion, branch in zip(self.encoders, self.fusions, self.branches, strict=True):
-            encoder.build((None, branch.tokens, branch.dim))
-            fusion.build((None, 1, branch.dim))
+    def build(self, input_shape: tuple[tuple[int | None, ...], ...]) -> None:
+        """Of the tokens of both branches."""
+        for encoder, fusion, shape in zip(self.encoders, self.fusions, input_shape, strict=True):
+            encoder.build(shape)
+            fusion.build((None, 1, shape[-1]))
 
     def call(
         self,
@@ -457,10 +458,11 @@ class CrossViT(SpecModel):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         for embed in self.embeds:
             embed.build(input_shape)
+        shapes = tuple((None, branch.tokens, branch.dim) for branch in self.config.branches)
         for stage in self.stages:
-            stage.build()
-        for norm, branch in zip(self.norm, self.config.branches, strict=True):
-            norm.build((None, branch.tokens, branch.dim))
+            stage.build(shapes)
+        for norm, shape in zip(self.norm, shapes, strict=True):
+            norm.build(shape)
         for head, dim in zip(self.head, self.config.embed_dim, strict=False):
             head.build((None, dim))
 

@@ -6,6 +6,8 @@ vit-pytorch's ``levit.py`` (MIT) for the other form; see the spec for the differ
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 from jaxtyping import Float
@@ -25,7 +27,7 @@ from isovit.spec.config import require
 from isovit.spec.families.levit import AttentionConfig, LeViTConfig, StageConfig
 
 hardswish = ACTIVATIONS["hardswish"]
-HALVING = {"kernel_size": (3, 3), "stride": (2, 2), "padding": (1, 1)}
+HALVING: dict[str, Any] = {"kernel_size": (3, 3), "stride": (2, 2), "padding": (1, 1)}
 
 
 class ConvNorm(keras.layers.Layer):
@@ -183,9 +185,16 @@ class Attention(keras.layers.Layer):
         heads, inner_dim = numbers.num_heads, numbers.inner_dim
         q_dim, kv_dim = heads * numbers.key_dim, heads * numbers.key_dim + inner_dim
         whole = numbers.stride == 1
-        self.qkv = linear_norm(config, q_dim + kv_dim, name="qkv", dtype=dtype) if whole else None
-        self.kv = None if whole else linear_norm(config, kv_dim, name="kv", dtype=dtype)
-        self.q = None if whole else linear_norm(config, q_dim, name="q", dtype=dtype)
+        self.qkv, self.kv, self.q = (
+            linear_norm(config, width, name=name, dtype=dtype)
+            if used
+            else keras.layers.Identity(name=name, dtype=dtype)
+            for name, width, used in (
+                ("qkv", q_dim + kv_dim, whole),
+                ("kv", kv_dim, not whole),
+                ("q", q_dim, not whole),
+            )
+        )
         self.attn_dropout = keras.layers.Dropout(
             numbers.attn_dropout_rate, name="attn_dropout", dtype=dtype
         )
@@ -201,11 +210,9 @@ class Attention(keras.layers.Layer):
         self.attention_biases = self.add_weight(
             shape=(numbers.num_heads, numbers.tokens), initializer="zeros", name="attention_biases"
         )
-        for layer in (self.qkv, self.kv):
-            if layer is not None:
-                layer.build(input_shape)
-        if self.q is not None:
-            self.q.build((None, numbers.out_tokens, numbers.dim))
+        self.qkv.build(input_shape)
+        self.kv.build(input_shape)
+        self.q.build((None, numbers.out_tokens, numbers.dim))
         self.proj.build((None, numbers.out_tokens, numbers.inner_dim))
 
     def call(
@@ -228,7 +235,7 @@ class Attention(keras.layers.Layer):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v, each (batch, tokens, heads, width); a head has its own side by side."""
         numbers, key_dim = self.numbers, self.numbers.key_dim
-        if self.qkv is not None:
+        if numbers.stride == 1:
             shape = (-1, numbers.tokens, numbers.num_heads, 2 * key_dim + numbers.value_dim)
             qkv = ops.reshape(self.qkv(x, training=training), shape)
             q, k, v = ops.split(qkv, [key_dim, 2 * key_dim], axis=-1)

@@ -134,9 +134,9 @@ class Attention(nn.Module):
         dim, heads, inner_dim = numbers.dim, numbers.num_heads, numbers.inner_dim
         q_dim, kv_dim = heads * numbers.key_dim, heads * numbers.key_dim + inner_dim
         whole = numbers.stride == 1
-        self.qkv = linear_norm(config, dim, q_dim + kv_dim) if whole else None
-        self.kv = None if whole else linear_norm(config, dim, kv_dim)
-        self.q = None if whole else linear_norm(config, dim, q_dim)
+        self.qkv = linear_norm(config, dim, q_dim + kv_dim) if whole else nn.Identity()
+        self.kv = nn.Identity() if whole else linear_norm(config, dim, kv_dim)
+        self.q = nn.Identity() if whole else linear_norm(config, dim, q_dim)
         self.attention_biases = nn.Parameter(torch.zeros(heads, numbers.tokens))
         self.attn_dropout = nn.Dropout(numbers.attn_dropout_rate)
         self.activation = ACTIVATIONS[config.attn_activation]
@@ -158,7 +158,7 @@ class Attention(nn.Module):
             self.numbers.key_dim,
             self.numbers.value_dim,
         )
-        if self.qkv is not None:
+        if self.numbers.stride == 1:
             qkv = self.qkv(x).unflatten(-1, (heads, -1))
             return qkv.split([key_dim, key_dim, value_dim], dim=-1)
         k, v = self.kv(x).unflatten(-1, (heads, -1)).split([key_dim, value_dim], dim=-1)
