@@ -66,7 +66,7 @@ def rewrite_attention(
     """Give all attentions a forward with one part exchanged."""
 
     def forward(attn: Any, x: Tensor) -> Tensor:
-        if attn.qkv is not None:
+        if attn.numbers.stride == 1:
             q, k, v = split(attn, attn.qkv(x), 3)
         else:
             (k, v), (q,) = split(attn, attn.kv(x), 2), split(attn, attn.q(queries(attn, x)), 1)
