@@ -460,6 +460,7 @@ def test_hf(
 def in_memory(pair: Pair) -> Pair:
     """The same model without its ``config.json``, under the names that its modules have."""
     beside = ("num_heads", "norm_eps", "activation", "image_size")
+    beside += ("patch_strides", "patch_paddings", "kv_strides")
     beside = tuple(name for name in beside if hasattr(pair.config, name))
     return Pair(pair.arguments, pair.config, (*beside, *(pair.untold or ())))
 

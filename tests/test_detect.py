@@ -375,6 +375,9 @@ PUBLISHED: dict[str, Published] = {
         "timm", "levit_192", safetensors, {"preprocess": Preprocess(crop_fraction=0.9)}
     ),
     "vit_pytorch of LeViT": Published("vit_pytorch", "levit_pytorch", safetensors),
+    "microsoft": Published("microsoft", "cvt_13", pth()),
+    "hf of CvT": Published("hf", "cvt_21", hf_folder(depth=[1, 4, 16]), {"activation": "gelu"}),
+    "vit_pytorch of CvT": Published("vit_pytorch", "cvt_pytorch", safetensors),
 }
 
 
@@ -417,3 +420,65 @@ def test_what_no_shape_of_a_twins_svt_tells_is_asked_for(
             load(path, changes=told)
         told[name] = value
     assert load(path, changes=told).config == config
+
+
+@pytest.mark.parametrize(("side", "variant"), [(224, "cvt_13"), (384, "cvt_13_384")])
+def test_the_processor_of_the_published_cvts_tells_the_size_and_what_is_cropped(
+    side: int, variant: str, tmp_path: Path
+) -> None:
+    config = isovit.config(variant, activation="gelu")
+    params = isovit.param_tree(config).parameters()
+    zeros = {path: np.zeros(param.shape, np.float16) for path, param in params.items()}
+    path = hf_folder()(tmp_path, foreign("hf", config, zeros))
+    said = dict(
+        image_processor_type="ConvNextImageProcessor", size={"shortest_edge": side},
+        crop_pct=0.875, resample=3, image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+    )  # fmt: skip
+    (path / "preprocessor_config.json").write_text(json.dumps(said), encoding="utf-8")
+    about = inspect(path)
+    assert (about.config, about.variant) == (config, variant)
+
+
+SMALL_CVT: dict[str, Any] = dict(
+    image_size=64,
+    embed_dims=(6, 12, 18),
+    mlp_dims=(12, 24, 36),
+    depths=(1, 2, 3),
+    num_classes=5,
+    activation="gelu",
+)
+
+
+@pytest.mark.parametrize("key", ["stride_q", "padding_q", "padding_kv"])
+def test_a_convolution_of_which_isovit_has_no_such_is_refused(key: str, tmp_path: Path) -> None:
+    config = isovit.config("cvt_13", **SMALL_CVT)
+    path = hf_folder(depth=SMALL_CVT["depths"], **{key: [2, 2, 2]})(
+        tmp_path, foreign("hf", config, probe(config))
+    )
+    with pytest.raises(isovit.InputError, match=rf"config.json: {key}=\[2, 2, 2\]"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({}, "num_heads"),
+        ({"patch_sizes": (7, 3, 5)}, "patch_strides"),
+        ({"patch_sizes": (7, 3, 5)}, "patch_paddings"),
+    ],
+)
+def test_what_no_shape_of_a_cvt_tells_is_asked_for(
+    changes: dict[str, Any], field: str, tmp_path: Path
+) -> None:
+    """Where it is of no published size."""
+    config = isovit.config("cvt_13", **SMALL_CVT, **changes)
+    path = safetensors(tmp_path, foreign("hf", config, probe(config)))
+    told: dict[str, Any] = {
+        name: config.to_dict()[name]
+        for name in ("image_size", "num_heads", "patch_strides", "patch_paddings")
+    }
+    assert load(path, changes=told).config == config
+    del told[field]
+    with pytest.raises(isovit.InputError, match=f"{field} cannot be read from the weights"):
+        load(path, changes=told)

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from isovit.errors import InputError
 from isovit.spec.config import Config
-from isovit.spec.families import levit, param_tree, twins_svt
+from isovit.spec.families import cvt, levit, param_tree, twins_svt
+from isovit.spec.families.cvt import CvTConfig
 from isovit.spec.families.deepvit import DeepViTConfig
 from isovit.spec.families.levit import LeViTConfig
 from isovit.spec.initialize import probe
@@ -146,6 +147,18 @@ LEVIT_REFUSED: list[tuple[dict[str, Any], str]] = [
     (dict(down_mlp_ratio=1), "down_mlp_ratio"),
     (dict(image_size=40), "16 divides not"),
 ]
+CVT = CvTConfig(
+    image_size=(40, 48), embed_dims=(6, 8, 12), depths=(1, 2, 3), num_heads=(1, 2, 3),
+    mlp_dims=(12, 24, 12), num_classes=5,
+)  # fmt: skip
+CVT_REFUSED: list[tuple[dict[str, Any], str]] = [
+    (dict(head_dim=3), "fill embed_dims"),
+    (dict(attn_scale="head"), "attn_scale"),
+    (dict(kv_convs="one"), "kv_convs"),
+    (dict(batch_norm_eps=1e-3), "batch_norm_eps"),
+    (dict(final_norm="none"), "final_norm"),
+    (dict(pool="none", num_classes=0), "pool"),
+]
 
 # A config that each format holds, and one change after another under which it does not.
 REFUSED: dict[str, tuple[Config, list[tuple[dict[str, Any], str]]]] = {
@@ -266,6 +279,47 @@ REFUSED: dict[str, tuple[Config, list[tuple[dict[str, Any], str]]]] = {
             (dict(qkv_bias=True), "qkv_bias"),
             (dict(embed_norm_eps=1e-6), "embed_norm_eps"),
             (dict(final_norm="tokens"), "final_norm"),
+            (dict(num_classes=0), "num_classes"),
+        ],
+    ),
+    "microsoft": (CVT, [*CVT_REFUSED, (dict(num_classes=0), "num_classes")]),
+    "hf of CvT": (
+        CVT.replace(activation="gelu"),
+        [
+            *CVT_REFUSED,
+            (dict(activation="quick_gelu"), "activation"),
+            (dict(norm_eps=1e-6), "norm_eps"),
+            (dict(class_token=False, pool="mean"), "class_token"),
+            (dict(depths=(1, 2, 2)), "fewer blocks"),
+        ],
+    ),
+    "vit_pytorch of CvT": (
+        CVT.replace(**cvt.VIT_PYTORCH, patch_paddings=(3, 1, 1)),
+        [
+            (
+                dict(
+                    embed_dims=(6,),
+                    depths=(1,),
+                    num_heads=(1,),
+                    mlp_dims=(12,),
+                    patch_sizes=(7,),
+                    patch_strides=(4,),
+                    patch_paddings=(3,),
+                    qkv_kernel_sizes=(3,),
+                    kv_strides=(2,),
+                ),
+                "number of stages",
+            ),
+            (dict(head_dim=32), "heads"),
+            (dict(mlp_dims=(12, 24, 13)), "mlp_dims"),
+            (dict(patch_paddings=(2, 1, 1)), "patch_paddings"),
+            (dict(attn_scale="embed_dims"), "attn_scale"),
+            (dict(kv_convs="two"), "kv_convs"),
+            (dict(qkv_bias=True), "qkv_bias"),
+            (dict(class_token=True, pool="cls"), "class_token"),
+            (dict(final_norm="tokens"), "final_norm"),
+            (dict(pool="none", num_classes=0), "pool"),
+            (dict(batch_norm_eps=1e-3), "batch_norm_eps"),
             (dict(num_classes=0), "num_classes"),
         ],
     ),

@@ -394,6 +394,27 @@ LEVIT_REFUSALS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+CVT_REFUSALS: list[tuple[dict[str, Any], str]] = [
+    ({"embed_dims": []}, "embed_dims=(): needs one stage or more"),
+    ({"depths": [1, 2]}, "depths=(1, 2): needs one number for each of the 3 stages of embed_dims"),
+    ({"depths": [1, 0, 2]}, "depths[1]=0: wanted int >= 1"),
+    ({"num_heads": [1, 3, 5]}, "embed_dims[2]=384: must be divisible by num_heads[2]=5"),
+    ({"qkv_kernel_sizes": [3, 2, 3]}, "qkv_kernel_sizes[1]=2: must be odd"),
+    (
+        {"patch_paddings": [2, 3, 1]},
+        "patch_paddings[1]=3: must be less than patch_sizes[1]=3, or a patch holds no token",
+    ),
+    (
+        {"image_size": 8, "patch_paddings": [2, 0, 0]},
+        "patch_sizes[1]=3: must fit its input, which image_size=(8, 8) leaves 2 x 2",
+    ),
+    ({"class_token": False}, "pool='cls': needs class_token=true"),
+    ({"pool": "mean"}, "pool='mean': needs class_token=false"),
+    ({"pool": "none"}, "pool='none': every token comes out: needs num_classes=0"),
+    ({"activation": "swish"}, "activation='swish': wanted one of gelu, gelu_tanh, quick_gelu"),
+]
+
+
 @pytest.mark.parametrize(
     ("model", "changes", "message"),
     [
@@ -405,6 +426,7 @@ LEVIT_REFUSALS: list[tuple[dict[str, Any], str]] = [
         *(("nest_t", *row) for row in NEST_REFUSALS),
         *(("deepvit_s", *row) for row in DEEPVIT_REFUSALS),
         *(("levit_128s", *row) for row in LEVIT_REFUSALS),
+        *(("cvt_13", *row) for row in CVT_REFUSALS),
     ],
 )
 def test_a_refusal_names_the_field_the_value_and_the_rule(

@@ -198,6 +198,11 @@ def gelu_tanh(x: Array) -> Array:
     return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
+def quick_gelu(x: Array) -> Array:
+    """The approximation by the logistic function; the same paper and section."""
+    return x / (1 + np.exp(-1.702 * x))
+
+
 def hardswish(x: Array) -> Array:
     """0 up to -3, x from 3 on, x·(x + 3) / 6 between; analytic but for the two kinks."""
     return np.where(x.real <= -3, 0, np.where(x.real >= 3, x, x * (x + 3) / 6))
@@ -207,4 +212,9 @@ def widen(array: Array) -> Array:
     return array.astype(np.result_type(array, np.float64))
 
 
-ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "hardswish": hardswish}
+ACTIVATIONS = {
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
+    "hardswish": hardswish,
+}

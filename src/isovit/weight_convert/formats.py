@@ -50,6 +50,7 @@ class Format:
 
 
 EXACT, TANH = ("activation", "gelu"), ("activation", "gelu_tanh")
+QUICK = ("activation", "quick_gelu")
 EPS_5, EPS_6 = ("norm_eps", 1e-5), ("norm_eps", 1e-6)
 BATCH_NORM_EPS = ("batch_norm_eps", 1e-5)
 PTH, ALIGNED, FOLDER = (".pth", ".safetensors"), "bilinear_align_corners", ""
@@ -68,7 +69,8 @@ FORMATS: dict[str, Format] = {
         Format("torch", (".pth", ".pt", ".safetensors"), "state dict of the torch model", TORCH),
         Format("flax", (".npz", FOLDER), "arrays or orbax folder of the Flax model", CANONICAL),
         Format("keras", (".weights.h5", ".keras"), "the Keras model's weights, or all", CANONICAL),
-        _theirs("hf", "Hugging Face's ViT, DeiT, ViTMAE, LeViT", suffixes=(FOLDER, *reversed(PTH))),
+        _theirs("hf", "Hugging Face's ViT, DeiT, ViTMAE, LeViT, CvT",
+                suffixes=(FOLDER, *reversed(PTH))),
         _theirs("google", "vit_jax", CANONICAL, suffixes=(".npz",), resize=ALIGNED,
                 fixed=(TANH, EPS_6)),
         _theirs("big_vision", "google's big_vision", CANONICAL, suffixes=(".npz",), resize=ALIGNED,
@@ -83,6 +85,7 @@ FORMATS: dict[str, Format] = {
         _theirs("ibm", "official CrossViT", wrapper="model", fixed=(EXACT, EPS_6)),
         _theirs("dvit", "official DeepViT", fixed=(EXACT, EPS_6, BATCH_NORM_EPS)),
         _theirs("levit", "official LeViT", wrapper="model"),
+        _theirs("microsoft", "official CvT", fixed=(QUICK, EPS_5)),
     )
 }
 # fmt: on

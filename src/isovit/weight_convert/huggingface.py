@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,6 @@ from isovit.backends.torch.layout import COUNTER
 from isovit.backends.torch.layout import LAYOUT as TORCH
 from isovit.errors import InputError
 from isovit.spec.config import Config
-from isovit.spec.families.levit import LeViTConfig
-from isovit.spec.families.vit import ViTConfig
 from isovit.spec.param import Role
 from isovit.weight_convert import files
 from isovit.weight_convert.tensors import Spec, Tensors, check_number
@@ -92,10 +91,13 @@ def _read_file(path: Path) -> Tensors:
 
 
 def prefixed(config: Config, tensors: Tensors) -> Tensors:
-    """The names of the rename table as the models with a head write them: behind the backbone's."""
-    if not config.num_classes:
-        return tensors
+    """The names of the rename table as the models with a head write them: behind the backbone's.
+
+    A table that has them so keeps them.
+    """
     prefix = model_config(config)["model_type"]
+    if not config.num_classes or any(name.startswith(f"{prefix}.") for name in tensors):
+        return tensors
     return tensors.renamed({n if "classifier" in n else f"{prefix}.{n}": n for n in tensors})
 
 
@@ -120,55 +122,15 @@ def sidecars(config: Config) -> dict[str, dict[str, Any]]:
 
 def model_config(config: Config) -> dict[str, Any]:
     """``config.json``: what any config of transformers wants, and what the family's own does."""
+    family = import_module(f"isovit.weight_convert.families.{config.family}")
     labels = {str(i): f"LABEL_{i}" for i in range(config.num_classes)}
     return {
-        **OF_FAMILY[config.family](config),
+        **family.hf_config(config),
         "image_size": one_or_both(config.image_size),
         "num_channels": config.in_channels,
         "id2label": labels,
         "label2id": {label: int(i) for i, label in labels.items()},
     }
-
-
-def named(kind: str, config: ViTConfig | LeViTConfig) -> dict[str, Any]:
-    """The class of a model, and the type of its config."""
-    task = "ForImageClassification" if config.num_classes else "Model"
-    teacher = "WithTeacher" if config.dist_head else ""
-    return {"architectures": [kind + task + teacher], "model_type": kind.lower()}
-
-
-def vit_config(config: ViTConfig) -> dict[str, Any]:
-    """What transformers' ViTConfig or DeiTConfig wants."""
-    return {
-        **named("DeiT" if config.dist_token else "ViT", config),
-        "patch_size": one_or_both(config.patch_size),
-        "hidden_size": config.embed_dim,
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": config.num_heads,
-        "intermediate_size": config.mlp_dim,
-        "qkv_bias": config.qkv_bias,
-        "hidden_act": {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}[config.activation],
-        "layer_norm_eps": config.norm_eps,
-        "hidden_dropout_prob": config.dropout_rate,
-        "attention_probs_dropout_prob": config.attn_dropout_rate,
-    }
-
-
-def levit_config(config: LeViTConfig) -> dict[str, Any]:
-    """What transformers' LevitConfig wants; it takes no drop_path_rate between 0 and 1."""
-    stages = len(config.embed_dims)
-    return {
-        **named("Levit", config),
-        "hidden_sizes": config.embed_dims,
-        "depths": config.depths,
-        "num_attention_heads": config.num_heads,
-        "key_dim": [config.key_dim] * stages,
-        "attention_ratio": [config.value_dim // config.key_dim] * stages,
-        "mlp_ratio": [config.mlp_ratio] * stages,
-    }
-
-
-OF_FAMILY: dict[str, Callable[[Any], dict[str, Any]]] = {"vit": vit_config, "levit": levit_config}
 
 
 def image_processor(config: Config) -> dict[str, Any] | None:

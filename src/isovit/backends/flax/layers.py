@@ -26,9 +26,15 @@ def gelu(x: Array) -> Array:
     return 0.5 * x * (1.0 + jax.lax.erf(x * 0.7071067811865476))
 
 
+def quick_gelu(x: Array) -> Array:
+    """x·σ(1.702 x); Hendrycks & Gimpel 2016, arXiv:1606.08415, section 2."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": quick_gelu,
     "hardswish": jax.nn.hard_swish,
 }
 

@@ -39,6 +39,11 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return 0.5 * x * (1.0 + ops.tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
 
 
+def quick_gelu(x: Tensor) -> Tensor:
+    """x·σ(1.702 x); Hendrycks & Gimpel 2016, arXiv:1606.08415, section 2."""
+    return x * ops.sigmoid(1.702 * x)
+
+
 def hardswish(x: Tensor) -> Tensor:
     """x·relu6(x + 3) / 6; Howard et al. 2019, arXiv:1905.02244, section 5.2."""
     return x * ops.relu6(x + 3.0) / 6.0
@@ -47,6 +52,7 @@ def hardswish(x: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
     "hardswish": hardswish,
 }
 

@@ -16,9 +16,16 @@ from torch import Tensor, nn
 
 from isovit.spec.blocks import BlockConfig, TransformerConfig
 
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x·σ(1.702 x); Hendrycks & Gimpel 2016, arXiv:1606.08415, section 2."""
+    return x * torch.sigmoid(1.702 * x)
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": partial(F.gelu, approximate="none"),
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": quick_gelu,
     "hardswish": F.hardswish,
 }
 

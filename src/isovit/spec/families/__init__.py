@@ -23,6 +23,7 @@ FAMILIES = {
     "nest": "NesT",
     "deepvit": "DeepViT",
     "levit": "LeViT",
+    "cvt": "CvT",
 }
 """Family name to the class name that its spec, models and tables share."""
 

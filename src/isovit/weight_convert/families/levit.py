@@ -7,7 +7,7 @@ transformers 5.23 ``modeling_levit.py`` (Apache-2.0); vit-pytorch 1.26.11 ``levi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -15,7 +15,12 @@ import numpy as np
 from isovit.spec.config import Preprocess
 from isovit.spec.families.levit import VIT_PYTORCH, AttentionConfig, LeViTConfig
 from isovit.weight_convert.detect import Clues, Fields, Infer, Shapes, count, square_side
-from isovit.weight_convert.families.vit import hf_preprocess, statistics, timm_preprocess
+from isovit.weight_convert.families.vit import (
+    hf_class,
+    hf_preprocess,
+    statistics,
+    timm_preprocess,
+)
 from isovit.weight_convert.rename import (
     Drop,
     RenameTable,
@@ -215,6 +220,20 @@ def offset_index(numbers: AttentionConfig) -> np.ndarray:
     queries = keys[:, :: numbers.stride, :: numbers.stride].reshape(2, -1)
     rows, columns = np.abs(queries[:, :, None] - keys.reshape(2, 1, -1))
     return rows * numbers.grid[1] + columns
+
+
+def hf_config(config: LeViTConfig) -> dict[str, Any]:
+    """``config.json``, as LevitConfig wants it; it takes no drop_path_rate between 0 and 1."""
+    stages = len(config.embed_dims)
+    return {
+        **hf_class("Levit", config),
+        "hidden_sizes": config.embed_dims,
+        "depths": config.depths,
+        "num_attention_heads": config.num_heads,
+        "key_dim": [config.key_dim] * stages,
+        "attention_ratio": [config.value_dim // config.key_dim] * stages,
+        "mlp_ratio": [config.mlp_ratio] * stages,
+    }
 
 
 TABLES: dict[str, Callable[[LeViTConfig], RenameTable]] = {

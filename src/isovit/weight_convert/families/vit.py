@@ -28,6 +28,7 @@ from isovit.weight_convert.detect import (
     heads,
     square_side,
 )
+from isovit.weight_convert.huggingface import one_or_both
 from isovit.weight_convert.rename import Drop, RenameTable, Row, drop, fuse, rename, squeeze
 
 
@@ -165,6 +166,30 @@ def transformer_rows(foreign: str, canonical: str) -> list[Row]:
         rename(f"{foreign}.1.net.1", f"{canonical}.mlp.fc1"),
         rename(f"{foreign}.1.net.4", f"{canonical}.mlp.fc2"),
     ]
+
+
+def hf_config(config: ViTConfig) -> dict[str, Any]:
+    """``config.json``, as ViTConfig and DeiTConfig of transformers want it."""
+    return {
+        **hf_class("DeiT" if config.dist_token else "ViT", config),
+        "patch_size": one_or_both(config.patch_size),
+        "hidden_size": config.embed_dim,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.mlp_dim,
+        "qkv_bias": config.qkv_bias,
+        "hidden_act": {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}[config.activation],
+        "layer_norm_eps": config.norm_eps,
+        "hidden_dropout_prob": config.dropout_rate,
+        "attention_probs_dropout_prob": config.attn_dropout_rate,
+    }
+
+
+def hf_class(kind: str, config: Any) -> dict[str, Any]:
+    """The class of a model that may have a second head, and the type of its config."""
+    task = "ForImageClassification" if config.num_classes else "Model"
+    teacher = "WithTeacher" if config.dist_head else ""
+    return {"architectures": [kind + task + teacher], "model_type": kind.lower()}
 
 
 TABLES: dict[str, Callable[[ViTConfig], RenameTable]] = {
