@@ -378,6 +378,8 @@ PUBLISHED: dict[str, Published] = {
     "microsoft": Published("microsoft", "cvt_13", pth()),
     "hf of CvT": Published("hf", "cvt_21", hf_folder(depth=[1, 4, 16]), {"activation": "gelu"}),
     "vit_pytorch of CvT": Published("vit_pytorch", "cvt_pytorch", safetensors),
+    "ibm of RegionViT": Published("ibm", "regionvit_ti", pth(lambda a: {"model": tensors(a)})),
+    "vit_pytorch of RegionViT": Published("vit_pytorch", "regionvit_pytorch", safetensors),
 }
 
 

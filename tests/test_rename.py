@@ -18,12 +18,15 @@ from isovit.spec.param import ZEROS, Param, Role
 from isovit.weight_convert.formats import FORMATS, rename_table
 from isovit.weight_convert.rename import (
     RenameTable,
+    convolve,
     drop,
     fuse,
     interleave,
     parameter,
     pixelwise,
     rename,
+    reorder,
+    repeated,
     squeeze,
 )
 from tests.small import CONFIGS, T2T, VIT
@@ -202,6 +205,43 @@ def test_a_parameter_has_axes_of_its_own() -> None:
     np.testing.assert_array_equal(foreign["offsets"], weights["biases"].T)
     with pytest.raises(FitError, match=r"misshaped scale: wanted \(1, 1, 4\), got \(4,\)"):
         table.read(params, {**foreign, "scale": weights["scale.gamma"]}, TORCH)
+
+
+def test_a_dense_layer_over_pixels_may_be_a_convolution_there() -> None:
+    params = dense("proj", 2 * 3 * 4, 5)
+    weights = numbered(params)
+    foreign = assert_round_trip(RenameTable(convolve("conv", "proj", (2, 3, 4))), params, weights)
+    np.testing.assert_array_equal(
+        foreign["conv.weight"], weights["proj.kernel"].T.reshape(5, 2, 3, 4)
+    )
+    np.testing.assert_array_equal(foreign["conv.bias"], weights["proj.bias"])
+
+
+def test_a_parameter_may_lie_in_another_order() -> None:
+    params = own("biases", 2, 3)
+    weights = numbered(params)
+    for row, turned in (
+        (rename("table", "biases"), False),
+        (parameter("table", "biases", "b a"), True),
+    ):
+        foreign = assert_round_trip(RenameTable(reorder(row, lambda: [1, 2, 0])), params, weights)
+        found = foreign["table"].T if turned else foreign["table"]
+        np.testing.assert_array_equal(found[:, [1, 2, 0]], weights["biases"])
+
+
+def test_keys_that_repeat_others_are_read_past_and_written() -> None:
+    params = {**own("a.gamma", 2), **own("b.gamma", 3)}
+    weights = numbered(params)
+    table = RenameTable(
+        rename("a", "a.gamma"),
+        rename("b", "b.gamma"),
+        repeated(r"again\..*", "the same", {"again.a": "a"}),
+    )
+    foreign = assert_round_trip(table, params, weights)
+    assert list(foreign) == ["a", "b", "again.a"]
+    np.testing.assert_array_equal(foreign["again.a"], weights["a.gamma"])
+    del foreign["again.a"]  # as where a file has no array twice
+    assert table.read(params, foreign, TORCH).keys() == params.keys()
 
 
 def test_fuse_misses_each_part_by_name_and_checks_the_shape_of_each() -> None:

@@ -415,6 +415,38 @@ CVT_REFUSALS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+REGIONVIT_REFUSALS: list[tuple[dict[str, Any], str]] = [
+    ({"embed_dims": []}, "embed_dims=(): needs one stage or more"),
+    (
+        {"depths": [2, 2]},
+        "depths=(2, 2): needs one number for each of the 4 stages of embed_dims",
+    ),
+    (
+        {"num_heads": [3, 4, 8, 16]},
+        "embed_dims[0]=64: must be divisible by num_heads[0]=3, unless head_dim is given",
+    ),
+    (
+        {"embed_dims": [64, 128, 192, 512], "num_heads": [1, 1, 1, 1]},
+        "embed_dims[2]=192: must be a multiple of embed_dims[1], unless downsample=conv",
+    ),
+    ({"stem_dims": [16]}, "stem_dims=(16,): needs two widths or none"),
+    ({"patch_size": 2}, "patch_size=2: must be 4, unless stem_dims is empty"),
+    (
+        {"patch_size": 1, "stem_dims": []},
+        "patch_size=1: must be 2 or more: the convolution of one pixel would lose a row and a",
+    ),
+    (
+        {"image_size": [224, 220]},
+        "image_size=(224, 220): width 220 must be divisible by 28: patch_size=4 times window_size",
+    ),
+    (
+        {"image_size": [84, 224]},
+        "image_size=(84, 224): stage 1 has 11 rows of local tokens, which must be divisible by its",
+    ),
+    ({"peg": "all"}, "peg='all': wanted one of none, both, local"),
+]
+
+
 @pytest.mark.parametrize(
     ("model", "changes", "message"),
     [
@@ -427,6 +459,7 @@ CVT_REFUSALS: list[tuple[dict[str, Any], str]] = [
         *(("deepvit_s", *row) for row in DEEPVIT_REFUSALS),
         *(("levit_128s", *row) for row in LEVIT_REFUSALS),
         *(("cvt_13", *row) for row in CVT_REFUSALS),
+        *(("regionvit_ti", *row) for row in REGIONVIT_REFUSALS),
     ],
 )
 def test_a_refusal_names_the_field_the_value_and_the_rule(

@@ -86,7 +86,10 @@ class Backend(Protocol):
         ...
 
     def trace(self, model: Model, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Output of every module of the param tree by path, ``""`` for the model's own."""
+        """Output of every module of the param tree by path, ``""`` for the model's own.
+
+        Of a module that runs several times, that of the last.
+        """
         ...
 
     def gradients(self, model: Model, images: np.ndarray, cotangent: np.ndarray) -> Gradients:

@@ -74,7 +74,8 @@ class ParamTree:
         name: attribute name in its parent, or the index in a list.
         params: the module's own parameters.
         children: sub-modules, in the order in which they run.
-        output: shape of what the module returns for one image; None for a list of modules.
+        output: shape of what the module returns for one image, the last time where it runs several
+            times; None for a list of modules, or where several arrays are returned.
         own_macs: multiply-adds of the module itself, without its children.
     """
 

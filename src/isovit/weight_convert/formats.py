@@ -82,7 +82,7 @@ FORMATS: dict[str, Format] = {
         _theirs("timm", "timm", resize="torch_bicubic_antialias", fixed=(EXACT, EPS_6)),
         _theirs("yitu", "official T2T-ViT", suffixes=(".pth", ".pth.tar", ".safetensors"),
                 fixed=(EXACT, EPS_5)),
-        _theirs("ibm", "official CrossViT", wrapper="model", fixed=(EXACT, EPS_6)),
+        _theirs("ibm", "official CrossViT, RegionViT", wrapper="model", fixed=(EXACT, EPS_6)),
         _theirs("dvit", "official DeepViT", fixed=(EXACT, EPS_6, BATCH_NORM_EPS)),
         _theirs("levit", "official LeViT", wrapper="model"),
         _theirs("microsoft", "official CvT", fixed=(QUICK, EPS_5)),

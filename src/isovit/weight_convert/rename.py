@@ -9,7 +9,7 @@ what is then left over in the source must be a key that the table drops, with a 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -49,6 +49,10 @@ class Row:
         by_head: number of heads, where the parts lie side by side within each; else 1.
         interleaved: number of heads, where the foreign model goes along the input of a dense kernel
             number by number and then head by head, and not the other way round; else 1.
+        pixels: axes of which the input of a dense kernel is made up, where the foreign module is a
+            convolution over them: channels, height, width.
+        order: gives where among the foreign numbers along the last axis of a parameter each of ours
+            stands; None where the order is the same.
         leaves: those of the foreign module that are not as its format has them, by role.
         axes: of a single parameter that is named whole on both sides, leaf included; as letters in
             the foreign order. Where the role has no letters, those of the canonical axes are in
@@ -65,6 +69,8 @@ class Row:
     shares: tuple[int, ...] = ()
     by_head: int = 1
     interleaved: int = 1
+    pixels: tuple[int, ...] = ()
+    order: Callable[[], Iterable[int]] | None = None
     leaves: Layout = field(default_factory=dict[Role, Leaf])
     axes: str = ""
 
@@ -88,11 +94,14 @@ class Drop:
 
     Attributes:
         write: the array that the foreign model wants under this key all the same.
+        copies: those of the keys under which it wants another array once more, each with the
+            foreign key of that array.
     """
 
     foreign: str
     reason: str
     write: np.ndarray | None = None
+    copies: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def matches(self, name: str) -> bool:
         """Whether a foreign key is among them."""
@@ -117,6 +126,22 @@ def parameter(foreign: str, canonical: str, axes: str) -> Row:
 def interleave(foreign: str, canonical: str, heads: int) -> Row:
     """A dense layer behind heads whose numbers alternate: one of each head, then the next."""
     return Row((foreign,), canonical, interleaved=heads)
+
+
+def convolve(foreign: str, canonical: str, pixels: tuple[int, int, int]) -> Row:
+    """A dense layer over flattened (channels, height, width) that is a convolution there."""
+    return Row((foreign,), canonical, pixels=pixels)
+
+
+def reorder(row: Row, order: Callable[[], Iterable[int]]) -> Row:
+    """The same row for a parameter along whose last axis the foreign order is another.
+
+    Args:
+        row: for the parameter alone.
+        order: gives for each number here where the foreign model has it; called when a file is
+            known to have as many.
+    """
+    return replace(row, order=order)
 
 
 def fuse(
@@ -154,6 +179,11 @@ PIXELWISE: Layout = {
 def drop(foreign: str, reason: str, write: np.ndarray | None = None) -> Drop:
     """Keys that are no part of the model."""
     return Drop(foreign, reason, write)
+
+
+def repeated(foreign: str, reason: str, copies: Mapping[str, str]) -> Drop:
+    """Keys of a module that the foreign model has under another name too."""
+    return Drop(foreign, reason, copies=copies)
 
 
 class RenameTable:
@@ -229,6 +259,8 @@ class RenameTable:
                 recipes[name] = (path, row, part)
         others = {row.foreign: row.write for row in self.drops if row.write is not None}
         specs |= {name: Spec(array.shape, array.dtype) for name, array in others.items()}
+        for copy, name in (item for row in self.drops for item in row.copies.items()):
+            specs[copy], recipes[copy] = specs[name], recipes[name]
 
         def fetch(name: str) -> np.ndarray:
             if name in others:
@@ -319,6 +351,9 @@ def foreign_shape(param: Param, row: Row, layout: Layout, part: int) -> tuple[in
     if ONE in letters:
         lengths = iter(shape)
         shape = tuple(1 if letter == ONE else next(lengths) for letter in letters)
+    if row.pixels and "i" in letters:
+        at = letters.index("i")
+        return (*shape[:at], *row.pixels, *shape[at + 1 :])
     if row.axis not in letters:
         return shape
     at = letters.index(row.axis)
@@ -339,6 +374,7 @@ def _to_canonical(param: Param, arrays: list[np.ndarray], row: Row, layout: Layo
     # Put side by side as they lie in the file: a transposed copy would take longer.
     joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=back[-1])
     array = _swapped(param, joined.transpose(back[: joined.ndim]), -1, row.interleaved)
+    array = array[..., list(row.order())] if row.order else array
     return array.reshape(param.shape) if param.role is Role.OWN else array
 
 
@@ -346,6 +382,7 @@ def _from_canonical(
     param: Param, array: np.ndarray, row: Row, layout: Layout, part: int
 ) -> np.ndarray:
     array = _swapped(param, array, row.interleaved, -1)
+    array = array[..., np.argsort(list(row.order()))] if row.order else array
     if len(row.foreign) > 1:
         heads = _heads_apart(array, row.by_head)
         array = heads[..., row.part(heads.shape[-1], part)].reshape(*array.shape[:-1], -1)

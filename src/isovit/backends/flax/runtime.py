@@ -94,7 +94,7 @@ def trace(model: Model, images: np.ndarray) -> dict[str, np.ndarray]:
         capture = nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)
         _, outputs = capture(x)
         flat = {".".join(map(str, path)): value for path, value in nnx.to_flat_state(outputs)}
-        return {path: flat[f"{path}.__call__".lstrip(".")][0] for path in paths}
+        return {path: flat[f"{path}.__call__".lstrip(".")][-1] for path in paths}
 
     outputs = run(state, _like(model, images))  # jit sorts the keys
     return {path: _numpy(outputs[path]) for path in paths}

@@ -80,6 +80,7 @@ def trace(model: Model, images: np.ndarray) -> dict[str, np.ndarray]:
 
     def record(path: str) -> torch.utils.hooks.RemovableHandle:
         def hook(module: nn.Module, _: object, output: Tensor) -> None:
+            outputs.pop(path, None)  # of a module that runs again, the last run counts
             outputs[path] = _numpy(output)
 
         return resolve(model, path).register_forward_hook(hook)

@@ -24,6 +24,7 @@ FAMILIES = {
     "deepvit": "DeepViT",
     "levit": "LeViT",
     "cvt": "CvT",
+    "regionvit": "RegionViT",
 }
 """Family name to the class name that its spec, models and tables share."""
 
