@@ -256,7 +256,7 @@ ORIGINALS = {
     "timm": Original("timm", "timm.models.crossvit", lambda m: m.CrossVit, timm_models),
     "ibm": Original(
         "ibm",
-        "parity_tests.oracles.ibm",
+        "parity_tests.oracles.ibm_crossvit",
         lambda m: m.VisionTransformer,
         lambda: timm_models(official=True),
     ),
@@ -346,7 +346,7 @@ def vit_pytorch_model(library: ModuleType, config: CrossViTConfig) -> Any:
 
 FITS = {
     "timm": Fit(timm, "timm.models.crossvit", timm_model),
-    "ibm": Fit(ibm, "parity_tests.oracles.ibm", ibm_model),
+    "ibm": Fit(ibm, "parity_tests.oracles.ibm_crossvit", ibm_model),
     "vit_pytorch": Fit(vit_pytorch, "vit_pytorch.cross_vit", vit_pytorch_model),
 }
 
