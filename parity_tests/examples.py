@@ -5,6 +5,7 @@ Each family has its own, as ``EXAMPLES`` of its module in ``families``.
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from importlib import import_module
 
@@ -13,6 +14,9 @@ import numpy as np
 from isovit.spec.families import FAMILIES
 from parity_tests.strategies import Case
 from parity_tests.subject import Subject
+
+NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+"""Whether to run what takes long and differs in sizes alone from what always runs."""
 
 EXAMPLES: dict[str, Case] = {
     name: Case(config)

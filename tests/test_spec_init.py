@@ -61,7 +61,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(draw, family:
     config = CONFIGS[family]
     first, second, other = draw(config, 7), draw(config, 7), draw(config, 8)
     assert digest(first) == digest(second)
-    random = [n for n, p in parameters(config).items() if p.init.kind in ("trunc_normal", "normal")]
+    kinds = ("trunc_normal", "normal", "uniform")
+    random = [name for name, param in parameters(config).items() if param.init.kind in kinds]
     assert len(random) >= 4
     for name in random:
         assert not np.array_equal(first[name], other[name]), name

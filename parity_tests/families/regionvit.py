@@ -49,7 +49,9 @@ SHARDED = RegionViTConfig(
 """Of widths, heads and hidden layers that two devices can divide."""
 
 
-widths = st.integers(MIN_WIDTH, MAX_WIDTH)
+LEAST = MIN_WIDTH + 2
+"""Of one region, LayerNorm of a single vector decides over the whole output."""
+widths = st.integers(LEAST, MAX_WIDTH)
 
 
 @st.composite
@@ -98,6 +100,6 @@ def _widths(draw: st.DrawFn, stages: int, *, grouped: bool) -> dict[str, Any]:
     for heads in num_heads:
         unit = 1 if head_dim else heads
         unit = math.lcm(unit, embed_dims[-1]) if grouped and embed_dims else unit
-        least, most = -(-MIN_WIDTH // unit), max(MAX_WIDTH // unit, 1)
+        least, most = -(-LEAST // unit), max(MAX_WIDTH // unit, 1)
         embed_dims.append(unit * draw(st.integers(least, most)))
     return dict(embed_dims=tuple(embed_dims), num_heads=num_heads, head_dim=head_dim)

@@ -102,6 +102,13 @@ class Conv(keras.layers.Conv2D):
     def compute_output_shape(self, input_shape: Shape) -> Any:
         return super().compute_output_shape(padded_shape(input_shape, self.zeros))
 
+    def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+        """Groups of one channel, which TensorFlow gives to XLA, as operators that ONNX has."""
+        if not (exporting.get() and self.groups == inputs.shape[-1] > 1):
+            return super().convolution_op(inputs, kernel)
+        kernel = ops.reshape(kernel, (*self.kernel_size, self.groups, -1))
+        return ops.depthwise_conv(inputs, kernel, strides=self.strides, padding="valid")
+
     def call(
         self, inputs: Float[Tensor, "batch height width dim"]
     ) -> Float[Tensor, "batch rows columns dim_out"]:

@@ -129,11 +129,12 @@ def offset_biases(
 ) -> Float[Tensor, "heads out_tokens tokens"]:
     """The bias of each query and key: that of the offset (|rows|, |columns|) between the two."""
     rows, columns = (np.arange(size) for size in numbers.grid)
-    apart = [np.abs(n[:: numbers.stride, None] - n) for n in (rows, columns)]
-    table = ops.reshape(biases, (-1, *numbers.grid))  # (heads, |rows|, |columns|)
-    table = ops.take(ops.take(table, apart[0], axis=1), apart[1], axis=-1)
-    table = ops.swapaxes(table, 2, 3)  # (heads, out_rows, out_columns, rows, columns)
-    return ops.reshape(table, (-1, numbers.out_tokens, numbers.tokens))
+    down, across = (np.abs(n[:: numbers.stride, None] - n) for n in (rows, columns))
+    # (out_rows, out_columns, rows, columns), as places in the flat table
+    places = down[:, None, :, None] * len(columns) + across[None, :, None, :]
+    places = places.reshape(numbers.out_tokens, numbers.tokens)
+    table = ops.take(ops.transpose(biases), places, axis=0)  # (out_tokens, tokens, heads)
+    return ops.transpose(table, (2, 0, 1))
 
 
 class Stem(keras.layers.Layer):

@@ -59,12 +59,13 @@ def window_bias(
     Offsets of -size + 1 to size - 1 rows, and as many columns, lie in the table row by row. The
     regional token, the first, has none, as query or as key.
     """
-    places, tokens = [np.arange(side) for side in window], window[0] * window[1]
-    offsets = [place - place[:, None] + size - 1 for place in places]  # (queries, keys)
-    bias = ops.reshape(table, (-1, 2 * size - 1, 2 * size - 1))
-    bias = ops.take(ops.take(bias, offsets[0], axis=1), offsets[1], axis=-1)
-    bias = ops.swapaxes(bias, 2, 3)  # (heads, rows, columns, key rows, key columns)
-    bias = ops.reshape(bias, (-1, tokens, tokens))
+    rows, columns = (np.arange(side) for side in window)
+    down, across = (place - place[:, None] + size - 1 for place in (rows, columns))
+    # (rows, columns, key rows, key columns), as places in the flat table
+    places = down[:, None, :, None] * (2 * size - 1) + across[None, :, None, :]
+    places = places.reshape(len(rows) * len(columns), -1)
+    bias = ops.take(ops.transpose(table), places, axis=0)  # (tokens, tokens, heads)
+    bias = ops.transpose(bias, (2, 0, 1))
     return ops.pad(bias, ((0, 0), (1, 0), (1, 0)))
 
 
