@@ -64,7 +64,7 @@ def cases(backend: str) -> tuple[str, ...]:
     if os.environ.get("HYPOTHESIS_PROFILE") == "nightly":
         return tuple(CASES)
     own = ("vit_pytorch", "distilled", "performer") if backend.startswith("keras") else tuple(OWN)
-    some = 2 if backend == "torch" else 1
+    some = 3 if backend == "torch" else 1
     return (*own, *(name for examples in EXAMPLES.values() for name in list(examples)[:some]))
 
 
