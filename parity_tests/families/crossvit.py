@@ -24,15 +24,15 @@ EXAMPLES = {
     "crossvit_dagger": CrossViTConfig(
         **{**SMALL, **DAGGER, "num_classes": 0}, qkv_bias=False, pool="mean_patches"
     ),
-    "crossvit_cropped": CrossViTConfig(
-        **{**SMALL, "image_size": (15, 20), "image_scale": (1.0, 0.6), "patch_size": (5, 3)},
-        scaling="crop", activation="gelu_tanh",
-    ),
     "crossvit_pytorch": CrossViTConfig(
         **{**SMALL, "image_scale": (1.0, 1.0), "patch_size": (3, 6)},
         patch_embed="norm_linear_norm", head_dim=(4, 5), qkv_bias=False, stage_norm=True,
         fusion="residual", cross_depth=2, cross_num_heads=2, cross_head_dim=3, norm_eps=1e-5,
         logits="sum",
+    ),
+    "crossvit_cropped": CrossViTConfig(
+        **{**SMALL, "image_size": (15, 20), "image_scale": (1.0, 0.6), "patch_size": (5, 3)},
+        scaling="crop", activation="gelu_tanh",
     ),
     "crossvit_of_one_width": CrossViTConfig(
         **{**SMALL, "embed_dim": (12, 12), "branch_depth": (0, 1)}, fusion="residual"
