@@ -287,6 +287,10 @@ def _stage(config: LeViTConfig, stage: StageConfig) -> ParamTree:
     return ParamTree("stage", children=tuple(children), output=output)
 
 
+BRANCH_GAIN = 0.5
+"""Of probe weights beside a residual: no norm keeps the tokens small before the next attention."""
+
+
 def _block(config: LeViTConfig, attention: AttentionConfig, hidden: int) -> ParamTree:
     children = (_attention(config, attention), _mlp(config, attention, hidden))
     return ParamTree("block", children=children, output=(attention.out_tokens, attention.out_dim))
@@ -313,9 +317,13 @@ def _attention(config: LeViTConfig, numbers: AttentionConfig) -> ParamTree:
         numbers.out_dim,
         bias=config.attn_proj_bias,
         scale=ZEROS if zero else ONES,
+        probe_gain=BRANCH_GAIN if numbers.stride == 1 else 1.0,
     )
     init = Init("normal", 1.0) if config.init_scheme == "vit_pytorch" else ZEROS
-    biases = Param("attention_biases", (heads, numbers.tokens), Role.OWN, init)
+    # Of offsets that count much alike, tokens grow alike from stage to stage, until nothing but
+    # rounding is left of what the queries change.
+    gain = 1.0 if config.attn_bias_over_scale else 4.0
+    biases = Param("attention_biases", (heads, numbers.tokens), Role.OWN, init, probe_gain=gain)
     return ParamTree(
         "attn",
         (biases,),
@@ -329,10 +337,11 @@ def _mlp(config: LeViTConfig, attention: AttentionConfig, hidden: int) -> ParamT
     lead, dim = (attention.out_tokens,), attention.out_dim
     if config.mlp_norm:
         fc1 = _linear_norm(config, "fc1", lead, dim, hidden)
-        fc2 = _linear_norm(config, "fc2", lead, hidden, dim, scale=ZEROS)
+        fc2 = _linear_norm(config, "fc2", lead, hidden, dim, scale=ZEROS, probe_gain=BRANCH_GAIN)
     else:
         fc1 = dense("fc1", lead, dim, hidden, _torch_default(dim), _torch_default(dim))
-        fc2 = dense("fc2", lead, hidden, dim, _torch_default(hidden), _torch_default(hidden))
+        inits = (_torch_default(hidden), _torch_default(hidden))
+        fc2 = dense("fc2", lead, hidden, dim, *inits, probe_gain=BRANCH_GAIN)
     return ParamTree("mlp", children=(fc1, fc2), output=(*lead, dim))
 
 
@@ -344,15 +353,14 @@ def _linear_norm(
     out_dim: int,
     bias: bool = False,
     scale: Init = ONES,
+    probe_gain: float = 1.0,
 ) -> ParamTree:
     """A product, then BatchNorm; fused, one product with bias."""
-    kernel = _torch_default(in_dim)
+    init = _torch_default(in_dim)
     if config.fused:
-        return dense(name, lead, in_dim, out_dim, kernel, _torch_default(in_dim))
-    children = (
-        dense("linear", lead, in_dim, out_dim, kernel, _torch_default(in_dim) if bias else None),
-        batch_norm("norm", lead, out_dim, scale),
-    )
+        return dense(name, lead, in_dim, out_dim, init, init, probe_gain)
+    linear = dense("linear", lead, in_dim, out_dim, init, init if bias else None, probe_gain)
+    children = (linear, batch_norm("norm", lead, out_dim, scale))
     return ParamTree(name, children=children, output=(*lead, out_dim))
 
 
