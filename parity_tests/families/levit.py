@@ -41,9 +41,9 @@ SHARDED = LeViTConfig(
 """Of widths, heads and hidden layers that two devices can divide; its products have no norm."""
 
 
-VALUE_DIMS = st.integers(3, 6)
-"""The gradient of the biases is a sum of differences between the values of two tokens: where those
-are of one number each, nothing but rounding may be left of it."""
+HEAD_DIMS = st.integers(3, 6)
+"""The gradients of queries and biases are sums of differences between tokens: where a head has one
+number of each, nothing but rounding may be left of them."""
 
 
 @st.composite
@@ -69,10 +69,10 @@ def configs(draw: st.DrawFn) -> LeViTConfig:
         embed_dims=tuple(embed_dims),
         depths=tuple(depths),
         num_heads=tuple(num_heads),
-        key_dim=draw(st.integers(1, 6)),
-        value_dim=draw(VALUE_DIMS),
+        key_dim=draw(HEAD_DIMS),
+        value_dim=draw(HEAD_DIMS),
         down_heads=tuple(draw(st.integers(1, 3)) for _ in range(stages - 1)),
-        down_value_dim=draw(VALUE_DIMS),
+        down_value_dim=draw(HEAD_DIMS),
         mlp_ratio=draw(st.integers(1, 3)),
         down_mlp_ratio=draw(st.integers(1, 3)),
         attn_activation=draw(st.sampled_from(["hardswish", "gelu"])),
