@@ -174,6 +174,11 @@ class BatchNorm(nnx.BatchNorm):
         *,
         mask: Array | None = None,
     ) -> Float[Array, "... dim"]:
+        if exporting.get():  # jax2onnx takes the second axis for the channels
+            assert self.scale is not None
+            assert self.bias is not None
+            scale = self.scale[...] / jnp.sqrt(self.var[...] + self.epsilon)
+            return (x - self.mean[...]) * scale + self.bias[...]
         kept = self.momentum * self.var[...]
         y = super().__call__(x, use_running_average, mask=mask)
         if not self.use_running_average:

@@ -104,10 +104,12 @@ class Conv(keras.layers.Conv2D):
 
     def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         """Groups of one channel, which TensorFlow gives to XLA, as operators that ONNX has."""
-        if not (exporting.get() and self.groups == inputs.shape[-1] > 1):
+        stride, across = self.strides
+        alone = self.groups == inputs.shape[-1] > 1 and stride == across
+        if not (exporting.get() and alone):
             return super().convolution_op(inputs, kernel)
         kernel = ops.reshape(kernel, (*self.kernel_size, self.groups, -1))
-        return ops.depthwise_conv(inputs, kernel, strides=self.strides, padding="valid")
+        return ops.depthwise_conv(inputs, kernel, strides=stride, padding="valid")
 
     def call(
         self, inputs: Float[Tensor, "batch height width dim"]

@@ -52,7 +52,7 @@ def max_pool(
     """The largest of 3 x 3 numbers, at every second; ``padding`` before and after both axes."""
     x = jnp.pad(x, ((0, 0), padding, padding, (0, 0)), constant_values=-jnp.inf)
     kernel, stride = (POOL_KERNEL, POOL_KERNEL), (POOL_STRIDE, POOL_STRIDE)
-    return nnx.max_pool(x, kernel, strides=stride, padding="VALID")
+    return nnx.max_pool(x, window_shape=kernel, strides=stride, padding="VALID")
 
 
 class ConvPatchEmbed(nnx.Module):

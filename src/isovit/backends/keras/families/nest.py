@@ -7,11 +7,13 @@ vit-pytorch's ``nest.py`` (MIT); see the spec for the differences.
 from __future__ import annotations
 
 import math
+from functools import reduce
 
 import keras
 from jaxtyping import Float
 from keras import ops
 
+from isovit.backends import exporting
 from isovit.backends.keras.layers import (
     Conv,
     DropPath,
@@ -51,6 +53,11 @@ def max_pool(
 ) -> Float[Tensor, "batch half_rows half_columns dim"]:
     """The largest of 3 x 3 numbers, at every second; ``padding`` before and after both axes."""
     x = ops.pad(x, ((0, 0), padding, padding, (0, 0)), constant_values=-math.inf)
+    if exporting.get() and keras.backend.backend() == "jax":  # jax2onnx pools along other axes
+        rows, columns = (side + 1 - POOL_KERNEL for side in x.shape[1:3])
+        down = [slice(i, i + rows, POOL_STRIDE) for i in range(POOL_KERNEL)]
+        right = [slice(j, j + columns, POOL_STRIDE) for j in range(POOL_KERNEL)]
+        return reduce(ops.maximum, [x[:, i, j] for i in down for j in right])
     kernel, stride = (POOL_KERNEL, POOL_KERNEL), (POOL_STRIDE, POOL_STRIDE)
     return ops.max_pool(x, kernel, stride, padding="valid", data_format="channels_last")
 
