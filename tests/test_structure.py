@@ -20,7 +20,7 @@ FRAMEWORKS = {"torch", "jax", "jaxlib", "flax", "keras", "tensorflow", "orbax", 
 # Flax's kind of variable for fixed parameters and the type of its keywords, Keras's LayerNorm.
 METHODS = {
     "__init__", "forward", "__call__", "call", "build", "compute_output_shape", "get_config",
-    "from_config",
+    "from_config", "convolution_op",
 }  # fmt: skip
 HELPERS = {"Fixed", "Kinds", "SpecModel"}  # what only one framework needs
 
