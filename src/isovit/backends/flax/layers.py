@@ -187,6 +187,14 @@ class BatchNorm(nnx.BatchNorm):
         return y
 
 
+def split_heads(
+    x: Float[Array, "batch tokens width"], parts: int, num_heads: int
+) -> tuple[Float[Array, "batch heads tokens head_dim"], ...]:
+    """Products side by side, each with its heads side by side, as one array each."""
+    x = x.reshape(*x.shape[:2], parts, num_heads, -1)
+    return tuple(x.transpose(2, 0, 3, 1, 4))
+
+
 def attention(
     q: Float[Array, "*batch queries dim"],
     k: Float[Array, "*batch tokens dim"],
@@ -274,8 +282,8 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
         batch, tokens, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1)
-        q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each (batch, heads, tokens, head_dim)
+        # each (batch, heads, tokens, head_dim)
+        q, k, v = split_heads(self.qkv(x), 3, self.num_heads)
         x = attention(q, k, v, self.scale, self.attn_dropout)
         x = x.swapaxes(1, 2).reshape(batch, tokens, -1)  # (batch, tokens, heads * head_dim)
         if self.proj is not None:

@@ -195,6 +195,16 @@ class BatchNorm(keras.layers.BatchNormalization):
         return y
 
 
+def split_heads(
+    x: Float[Tensor, "batch tokens width"], parts: int, num_heads: int
+) -> tuple[Float[Tensor, "batch heads tokens head_dim"], ...]:
+    """Products side by side, each with its heads side by side, as one array each."""
+    _, tokens, width = x.shape
+    x = ops.reshape(x, (-1, tokens, parts, num_heads, width // (parts * num_heads)))
+    x = ops.transpose(x, (2, 0, 3, 1, 4))
+    return tuple(x[i] for i in range(parts))
+
+
 ROWS = 512
 """Tokens whose attention weights are in memory at a time, where there are more tokens."""
 
@@ -323,9 +333,8 @@ class Attention(keras.layers.Layer):
         self, x: Float[Tensor, "batch tokens dim"], training: bool | None = None
     ) -> Float[Tensor, "batch tokens dim"]:
         tokens = x.shape[1]
-        qkv = ops.reshape(self.qkv(x), (-1, tokens, 3, self.num_heads, self.head_dim))
-        qkv = ops.transpose(qkv, (2, 0, 3, 1, 4))
-        q, k, v = qkv[0], qkv[1], qkv[2]  # each (batch, heads, tokens, head_dim)
+        # each (batch, heads, tokens, head_dim)
+        q, k, v = split_heads(self.qkv(x), 3, self.num_heads)
         x = attention(q, k, v, self.scale, self.attn_dropout, training)
         x = ops.swapaxes(x, 1, 2)  # (batch, tokens, heads, head_dim)
         x = ops.reshape(x, (-1, tokens, self.num_heads * self.head_dim))

@@ -101,6 +101,13 @@ class BatchNorm(nn.BatchNorm1d):
         return super().forward(input.reshape(-1, input.shape[-1])).reshape(input.shape)
 
 
+def split_heads(
+    x: Float[Tensor, "batch tokens width"], parts: int, num_heads: int
+) -> tuple[Float[Tensor, "batch heads tokens head_dim"], ...]:
+    """Products side by side, each with its heads side by side, as one array each."""
+    return x.unflatten(-1, (parts, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
 def attention(
     q: Float[Tensor, "batch heads queries dim"],
     k: Float[Tensor, "batch heads tokens dim"],
@@ -154,8 +161,8 @@ class Attention(nn.Module):
         self.proj_dropout = nn.Dropout(config.dropout_rate if config.attn_proj else 0.0)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, tokens, head_dim)
+        # each (batch, heads, tokens, head_dim)
+        q, k, v = split_heads(self.qkv(x), 3, self.num_heads)
         x = attention(q, k, v, self.scale, self.attn_dropout)
         x = x.transpose(1, 2).flatten(2)  # (batch, tokens, heads * head_dim)
         if self.proj is not None:

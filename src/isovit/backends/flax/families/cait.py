@@ -24,6 +24,7 @@ from isovit.backends.flax.layers import (
     Mlp,
     attention,
     identity,
+    split_heads,
 )
 from isovit.spec.families.cait import CaiTConfig
 
@@ -103,8 +104,8 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
         batch, tokens, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1)
-        q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each (batch, heads, tokens, head_dim)
+        # each (batch, heads, tokens, head_dim)
+        q, k, v = split_heads(self.qkv(x), 3, self.num_heads)
         x = self.talking_heads(q, k, v)
         x = x.swapaxes(1, 2).reshape(batch, tokens, -1)  # (batch, tokens, heads * head_dim)
         return self.proj_dropout(self.proj(x))
@@ -131,10 +132,9 @@ class ClassAttention(nnx.Module):
         self.proj_dropout = nnx.Dropout(config.cls_dropout_rate, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch 1 dim"]:
-        batch, tokens, _ = x.shape
-        q = self.q(x[:, :1]).reshape(batch, 1, self.num_heads, -1).swapaxes(1, 2)
-        kv = self.kv(x).reshape(batch, tokens, 2, self.num_heads, -1)
-        k, v = kv.transpose(2, 0, 3, 1, 4)  # each (batch, heads, tokens, head_dim)
+        batch = x.shape[0]
+        (q,) = split_heads(self.q(x[:, :1]), 1, self.num_heads)  # (batch, heads, 1, head_dim)
+        k, v = split_heads(self.kv(x), 2, self.num_heads)  # each (batch, heads, tokens, head_dim)
         if self.talking_heads is None:
             x = attention(q, k, v, self.scale, self.attn_dropout)
         else:

@@ -25,6 +25,7 @@ from isovit.backends.flax.layers import (
     Linear,
     attention,
     identity,
+    split_heads,
 )
 from isovit.spec.blocks import BlockConfig
 from isovit.spec.families.crossvit import STEMS, Branch, CrossViTConfig, Fusion, Stage
@@ -210,10 +211,10 @@ class CrossAttention(nnx.Module):
     def __call__(
         self, token: Float[Array, "batch 1 dim"], context: Float[Array, "batch tokens dim"]
     ) -> Float[Array, "batch 1 dim"]:
-        batch, tokens, _ = context.shape
-        q = self.q(token).reshape(batch, 1, self.num_heads, -1).swapaxes(1, 2)
-        kv = self.kv(context).reshape(batch, tokens, 2, self.num_heads, -1)
-        k, v = kv.transpose(2, 0, 3, 1, 4)  # each (batch, heads, tokens, head_dim)
+        batch = context.shape[0]
+        (q,) = split_heads(self.q(token), 1, self.num_heads)  # (batch, heads, 1, head_dim)
+        # each (batch, heads, tokens, head_dim)
+        k, v = split_heads(self.kv(context), 2, self.num_heads)
         x = attention(q, k, v, self.scale, self.attn_dropout)
         x = x.swapaxes(1, 2).reshape(batch, 1, -1)  # (batch, 1, heads * head_dim)
         return self.proj_dropout(self.proj(x))

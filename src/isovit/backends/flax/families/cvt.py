@@ -27,16 +27,9 @@ from isovit.backends.flax.layers import (
     Mlp,
     attention,
     identity,
+    split_heads,
 )
 from isovit.spec.families.cvt import CvTConfig, StageConfig
-
-
-def split_heads(
-    x: Float[Array, "batch tokens width"], parts: int, num_heads: int
-) -> tuple[Float[Array, "batch heads tokens head_dim"], ...]:
-    """Products side by side, each with its heads side by side, as one array each."""
-    x = x.reshape(*x.shape[:2], parts, num_heads, -1)
-    return tuple(x.transpose(2, 0, 3, 1, 4))
 
 
 def fix_bias(layer: Any) -> None:

@@ -28,6 +28,7 @@ from isovit.backends.flax.layers import (
     Mlp,
     identity,
     pool,
+    split_heads,
 )
 from isovit.spec.families.deepvit import DeepViTConfig
 
@@ -91,8 +92,8 @@ class ReAttention(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
         batch, tokens, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1)
-        q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each (batch, heads, tokens, head_dim)
+        # each (batch, heads, tokens, head_dim)
+        q, k, v = split_heads(self.qkv(x), 3, self.num_heads)
         weights = self.attn_dropout(jax.nn.softmax((q * self.scale) @ k.mT, axis=-1))
         weights = weights.transpose(0, 2, 3, 1)  # (batch, tokens, tokens, heads)
         weights = self.mix_norm(self.mix(weights)) * self.mixed_scale

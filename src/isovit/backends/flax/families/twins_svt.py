@@ -24,6 +24,7 @@ from isovit.backends.flax.layers import (
     Mlp,
     attention,
     identity,
+    split_heads,
 )
 from isovit.spec.families.twins_svt import StageConfig, TwinsSVTConfig
 
@@ -46,14 +47,6 @@ def from_windows(
     x = x.reshape(-1, rows // size, columns // size, size, size, dim)
     x = x.swapaxes(2, 3)  # (batch, rows / size, size, columns / size, size, dim)
     return x.reshape(-1, rows, columns, dim)
-
-
-def split_heads(
-    x: Float[Array, "batch tokens width"], parts: int, num_heads: int
-) -> tuple[Float[Array, "batch heads tokens head_dim"], ...]:
-    """Products side by side, each with its heads side by side, as one array each."""
-    x = x.reshape(*x.shape[:2], parts, num_heads, -1)
-    return tuple(x.transpose(2, 0, 3, 1, 4))
 
 
 class ConvNormPatchEmbed(nnx.Module):

@@ -21,6 +21,7 @@ from isovit.backends.keras.layers import (
     Tensor,
     attention,
     layer_norm,
+    split_heads,
 )
 from isovit.spec.families.cait import CaiTConfig
 
@@ -124,10 +125,8 @@ class Attention(keras.layers.Layer):
         self, x: Float[Tensor, "batch tokens dim"], training: bool | None = None
     ) -> Float[Tensor, "batch tokens dim"]:
         tokens = x.shape[1]
-        head_dim = self.inner // self.num_heads
-        qkv = ops.reshape(self.qkv(x), (-1, tokens, 3, self.num_heads, head_dim))
-        qkv = ops.transpose(qkv, (2, 0, 3, 1, 4))
-        q, k, v = qkv[0], qkv[1], qkv[2]  # each (batch, heads, tokens, head_dim)
+        # each (batch, heads, tokens, head_dim)
+        q, k, v = split_heads(self.qkv(x), 3, self.num_heads)
         x = self.talking_heads(q, k, v, training=training)
         x = ops.swapaxes(x, 1, 2)  # (batch, tokens, heads, head_dim)
         x = ops.reshape(x, (-1, tokens, self.inner))
@@ -166,12 +165,8 @@ class ClassAttention(keras.layers.Layer):
     def call(
         self, x: Float[Tensor, "batch tokens dim"], training: bool | None = None
     ) -> Float[Tensor, "batch 1 dim"]:
-        tokens, head_dim = x.shape[1], self.inner // self.num_heads
-        q = ops.reshape(self.q(x[:, :1]), (-1, 1, self.num_heads, head_dim))
-        q = ops.swapaxes(q, 1, 2)  # (batch, heads, 1, head_dim)
-        kv = ops.reshape(self.kv(x), (-1, tokens, 2, self.num_heads, head_dim))
-        kv = ops.transpose(kv, (2, 0, 3, 1, 4))
-        k, v = kv[0], kv[1]  # each (batch, heads, tokens, head_dim)
+        (q,) = split_heads(self.q(x[:, :1]), 1, self.num_heads)  # (batch, heads, 1, head_dim)
+        k, v = split_heads(self.kv(x), 2, self.num_heads)  # each (batch, heads, tokens, head_dim)
         if self.talking_heads is None:
             x = attention(q, k, v, self.scale, self.attn_dropout, training)
         else:

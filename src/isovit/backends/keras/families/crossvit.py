@@ -21,6 +21,7 @@ from isovit.backends.keras.layers import (
     Tensor,
     attention,
     layer_norm,
+    split_heads,
 )
 from isovit.spec.blocks import BlockConfig
 from isovit.spec.families.crossvit import STEMS, Branch, CrossViTConfig, Fusion, Stage
@@ -221,11 +222,9 @@ class CrossAttention(keras.layers.Layer):
         context: Float[Tensor, "batch tokens dim"],
         training: bool | None = None,
     ) -> Float[Tensor, "batch 1 dim"]:
-        heads, head_dim = self.num_heads, self.head_dim
-        q = ops.swapaxes(ops.reshape(self.q(token), (-1, 1, heads, head_dim)), 1, 2)
-        kv = ops.reshape(self.kv(context), (-1, context.shape[1], 2, heads, head_dim))
-        kv = ops.transpose(kv, (2, 0, 3, 1, 4))
-        k, v = kv[0], kv[1]  # each (batch, heads, tokens, head_dim)
+        (q,) = split_heads(self.q(token), 1, self.num_heads)  # (batch, heads, 1, head_dim)
+        # each (batch, heads, tokens, head_dim)
+        k, v = split_heads(self.kv(context), 2, self.num_heads)
         x = attention(q, k, v, self.scale, self.attn_dropout, training)
         x = ops.reshape(ops.swapaxes(x, 1, 2), (-1, 1, self.inner_dim))
         return self.proj_dropout(self.proj(x), training=training)

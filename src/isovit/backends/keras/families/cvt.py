@@ -24,18 +24,9 @@ from isovit.backends.keras.layers import (
     Tensor,
     attention,
     layer_norm,
+    split_heads,
 )
 from isovit.spec.families.cvt import CvTConfig, StageConfig
-
-
-def split_heads(
-    x: Float[Tensor, "batch tokens width"], parts: int, num_heads: int
-) -> tuple[Float[Tensor, "batch heads tokens head_dim"], ...]:
-    """Products side by side, each with its heads side by side, as one array each."""
-    _, tokens, width = x.shape
-    x = ops.reshape(x, (-1, tokens, parts, num_heads, width // (parts * num_heads)))
-    x = ops.transpose(x, (2, 0, 3, 1, 4))
-    return tuple(x[i] for i in range(parts))
 
 
 def fix_bias(layer: Any) -> None:

@@ -26,6 +26,7 @@ from isovit.backends.keras.layers import (
     Tensor,
     layer_norm,
     pool,
+    split_heads,
 )
 from isovit.spec.families.deepvit import DeepViTConfig
 
@@ -133,9 +134,8 @@ class ReAttention(keras.layers.Layer):
         self, x: Float[Tensor, "batch tokens dim"], training: bool | None = None
     ) -> Float[Tensor, "batch tokens dim"]:
         tokens = x.shape[1]
-        qkv = ops.reshape(self.qkv(x), (-1, tokens, 3, self.num_heads, self.head_dim))
-        qkv = ops.transpose(qkv, (2, 0, 3, 1, 4))
-        q, k, v = qkv[0], qkv[1], qkv[2]  # each (batch, heads, tokens, head_dim)
+        # each (batch, heads, tokens, head_dim)
+        q, k, v = split_heads(self.qkv(x), 3, self.num_heads)
         weights = ops.softmax(ops.matmul(q * self.scale, ops.swapaxes(k, -2, -1)), axis=-1)
         weights = self.attn_dropout(weights, training=training)
         weights = ops.transpose(weights, (0, 2, 3, 1))  # (batch, tokens, tokens, heads)

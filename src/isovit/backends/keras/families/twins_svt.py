@@ -23,6 +23,7 @@ from isovit.backends.keras.layers import (
     Tensor,
     attention,
     layer_norm,
+    split_heads,
 )
 from isovit.spec.families.twins_svt import StageConfig, TwinsSVTConfig
 
@@ -45,16 +46,6 @@ def from_windows(
     x = ops.reshape(x, (-1, rows // size, columns // size, size, size, dim))
     x = ops.swapaxes(x, 2, 3)  # (batch, rows / size, size, columns / size, size, dim)
     return ops.reshape(x, (-1, rows, columns, dim))
-
-
-def split_heads(
-    x: Float[Tensor, "batch tokens width"], parts: int, num_heads: int
-) -> tuple[Float[Tensor, "batch heads tokens head_dim"], ...]:
-    """Products side by side, each with its heads side by side, as one array each."""
-    _, tokens, width = x.shape
-    x = ops.reshape(x, (-1, tokens, parts, num_heads, width // parts // num_heads))
-    x = ops.transpose(x, (2, 0, 3, 1, 4))
-    return tuple(x[i] for i in range(parts))
 
 
 class ConvNormPatchEmbed(keras.layers.Layer):

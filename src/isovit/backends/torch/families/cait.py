@@ -12,7 +12,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from isovit.backends.torch.families.vit import PATCH_EMBEDS
-from isovit.backends.torch.layers import DropPath, LayerScale, Linear, Mlp, attention
+from isovit.backends.torch.layers import (
+    DropPath,
+    LayerScale,
+    Linear,
+    Mlp,
+    attention,
+    split_heads,
+)
 from isovit.spec.families.cait import CaiTConfig
 
 
@@ -75,8 +82,8 @@ class Attention(nn.Module):
         self.proj_dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, tokens, head_dim)
+        # each (batch, heads, tokens, head_dim)
+        q, k, v = split_heads(self.qkv(x), 3, self.num_heads)
         x = self.talking_heads(q, k, v)
         x = x.transpose(1, 2).flatten(2)  # (batch, tokens, heads * head_dim)
         return self.proj_dropout(self.proj(x))
@@ -97,9 +104,8 @@ class ClassAttention(nn.Module):
         self.proj_dropout = nn.Dropout(config.cls_dropout_rate)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch 1 dim"]:
-        q = self.q(x[:, :1]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        kv = self.kv(x).unflatten(-1, (2, self.num_heads, -1))
-        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, tokens, head_dim)
+        (q,) = split_heads(self.q(x[:, :1]), 1, self.num_heads)  # (batch, heads, 1, head_dim)
+        k, v = split_heads(self.kv(x), 2, self.num_heads)  # each (batch, heads, tokens, head_dim)
         if self.talking_heads is None:
             x = attention(q, k, v, self.scale, self.attn_dropout)
         else:

@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from isovit.backends.torch.layers import ACTIVATIONS, Block, Conv, DropPath, Linear, attention
+from isovit.backends.torch.layers import (
+    ACTIVATIONS,
+    Block,
+    Conv,
+    DropPath,
+    Linear,
+    attention,
+    split_heads,
+)
 from isovit.spec.blocks import BlockConfig
 from isovit.spec.families.crossvit import STEMS, Branch, CrossViTConfig, Fusion, Stage
 from isovit.spec.resample import torch_bicubic
@@ -153,9 +161,9 @@ class CrossAttention(nn.Module):
     def forward(
         self, token: Float[Tensor, "batch 1 dim"], context: Float[Tensor, "batch tokens dim"]
     ) -> Float[Tensor, "batch 1 dim"]:
-        q = self.q(token).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        kv = self.kv(context).unflatten(-1, (2, self.num_heads, -1))
-        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, tokens, head_dim)
+        (q,) = split_heads(self.q(token), 1, self.num_heads)  # (batch, heads, 1, head_dim)
+        # each (batch, heads, tokens, head_dim)
+        k, v = split_heads(self.kv(context), 2, self.num_heads)
         x = attention(q, k, v, self.scale, self.attn_dropout)
         x = x.transpose(1, 2).flatten(2)  # (batch, 1, heads * head_dim)
         return self.proj_dropout(self.proj(x))

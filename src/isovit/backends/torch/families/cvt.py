@@ -18,15 +18,9 @@ from isovit.backends.torch.layers import (
     Linear,
     Mlp,
     attention,
+    split_heads,
 )
 from isovit.spec.families.cvt import CvTConfig, StageConfig
-
-
-def split_heads(
-    x: Float[Tensor, "batch tokens width"], parts: int, num_heads: int
-) -> tuple[Float[Tensor, "batch heads tokens head_dim"], ...]:
-    """Products side by side, each with its heads side by side, as one array each."""
-    return x.unflatten(-1, (parts, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def fix_bias(layer: Linear | BatchNorm) -> None:

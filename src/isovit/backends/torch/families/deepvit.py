@@ -21,6 +21,7 @@ from isovit.backends.torch.layers import (
     Linear,
     Mlp,
     pool,
+    split_heads,
 )
 from isovit.spec.families.deepvit import DeepViTConfig
 
@@ -68,8 +69,8 @@ class ReAttention(nn.Module):
         self.proj_dropout = nn.Dropout(block.dropout_rate if block.attn_proj else 0.0)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, tokens, head_dim)
+        # each (batch, heads, tokens, head_dim)
+        q, k, v = split_heads(self.qkv(x), 3, self.num_heads)
         weights = self.attn_dropout(torch.softmax((q * self.scale) @ k.mT, dim=-1))
         weights = weights.permute(0, 2, 3, 1)  # (batch, tokens, tokens, heads)
         weights = self.mix_norm(self.mix(weights)) * self.mixed_scale

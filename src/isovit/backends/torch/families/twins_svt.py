@@ -12,7 +12,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from isovit.backends.torch.layers import Conv, DepthwiseConv, DropPath, Linear, Mlp, attention
+from isovit.backends.torch.layers import (
+    Conv,
+    DepthwiseConv,
+    DropPath,
+    Linear,
+    Mlp,
+    attention,
+    split_heads,
+)
 from isovit.spec.families.twins_svt import StageConfig, TwinsSVTConfig
 
 
@@ -33,13 +41,6 @@ def from_windows(
     x = x.unflatten(1, (size, size)).unflatten(0, (-1, rows // size, columns // size))
     x = x.transpose(2, 3)  # (batch, rows / size, size, columns / size, size, dim)
     return x.flatten(3, 4).flatten(1, 2)
-
-
-def split_heads(
-    x: Float[Tensor, "batch tokens width"], parts: int, num_heads: int
-) -> tuple[Float[Tensor, "batch heads tokens head_dim"], ...]:
-    """Products side by side, each with its heads side by side, as one array each."""
-    return x.unflatten(-1, (parts, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class ConvNormPatchEmbed(nn.Module):
