@@ -33,7 +33,9 @@ def results(
     if backend.name not in DTYPES:
         pytest.skip("concerns JAX only")
     if backend.name == "keras:jax" and request.param not in KERAS and not NIGHTLY:
-        pytest.skip("runs when nightly")
+        pytest.skip(
+            "Keras lays out every model by the same lines: HYPOTHESIS_PROFILE=nightly runs it"
+        )
     target = tmp_path_factory.mktemp("sharded") / "results.npz"
     arguments = (backend.name, request.param, DTYPES[backend.name])
     return results_of("parity_tests.sharded", *arguments, target=target, environment=ENVIRONMENT)
