@@ -216,13 +216,18 @@ def layer_scale(name: str, tokens: int, dim: int, value: float) -> ParamTree:
     return ParamTree(name, (gamma,), output=(tokens, dim))
 
 
-def block(config: BlockConfig, tokens: int, scheme: Scheme) -> ParamTree:
-    """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x))."""
+def block(
+    config: BlockConfig, tokens: int, scheme: Scheme, attn: ParamTree | None = None
+) -> ParamTree:
+    """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x)).
+
+    ``attn`` is named so; None for attention over all tokens.
+    """
     dim = config.dim
     scale = [] if config.layer_scale_init is None else [config.layer_scale_init]
     children = [
         layer_norm("norm1", (tokens,), dim),
-        attention("attn", config, tokens, scheme),
+        attention("attn", config, tokens, scheme) if attn is None else attn,
         *(layer_scale("layer_scale1", tokens, dim, value) for value in scale),
         layer_norm("norm2", (tokens,), dim),
         mlp("mlp", tokens, dim, config.mlp_dim, scheme),

@@ -318,15 +318,24 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm block; arXiv:2010.11929, eq. 2 and 3, with stochastic depth and LayerScale."""
+    """Pre-norm block; arXiv:2010.11929, eq. 2 and 3, with stochastic depth and LayerScale.
+
+    ``attn`` maps (batch, tokens, dim) to the same; None for attention over all tokens.
+    """
 
     def __init__(
-        self, config: BlockConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        config: BlockConfig,
+        attn: nnx.Module | None = None,
+        *,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ) -> None:
         dim, scale, rate = config.dim, config.layer_scale_init, config.drop_path_rate
         kinds = Kinds(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.norm1 = LayerNorm(dim, epsilon=config.norm_eps, **kinds)
-        self.attn = Attention(config, **kinds)
+        self.attn = Attention(config, **kinds) if attn is None else attn
         self.layer_scale1 = (
             identity if scale is None else LayerScale(dim, scale, param_dtype=param_dtype)
         )

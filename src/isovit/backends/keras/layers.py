@@ -377,14 +377,25 @@ class Mlp(keras.layers.Layer):
 
 
 class Block(keras.layers.Layer):
-    """Pre-norm block; arXiv:2010.11929, eq. 2 and 3, with stochastic depth and LayerScale."""
+    """Pre-norm block; arXiv:2010.11929, eq. 2 and 3, with stochastic depth and LayerScale.
 
-    def __init__(self, config: BlockConfig, *, name: str, dtype: DType = None) -> None:
+    ``attn``, a layer of that name, maps (batch, tokens, dim) to the same; None for attention over
+    all tokens.
+    """
+
+    def __init__(
+        self,
+        config: BlockConfig,
+        attn: keras.layers.Layer | None = None,
+        *,
+        name: str,
+        dtype: DType = None,
+    ) -> None:
         super().__init__(name=name, dtype=dtype)
         dtype = self.dtype_policy
         eps, scale, rate = config.norm_eps, config.layer_scale_init, config.drop_path_rate
         self.norm1 = layer_norm(eps, name="norm1", dtype=dtype)
-        self.attn = Attention(config, name="attn", dtype=dtype)
+        self.attn = Attention(config, name="attn", dtype=dtype) if attn is None else attn
         self.layer_scale1 = (
             keras.layers.Identity(name="layer_scale1", dtype=dtype)
             if scale is None

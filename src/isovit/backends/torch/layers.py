@@ -187,13 +187,16 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm block; arXiv:2010.11929, eq. 2 and 3, with stochastic depth and LayerScale."""
+    """Pre-norm block; arXiv:2010.11929, eq. 2 and 3, with stochastic depth and LayerScale.
 
-    def __init__(self, config: BlockConfig) -> None:
+    ``attn`` maps (batch, tokens, dim) to the same; None for attention over all tokens.
+    """
+
+    def __init__(self, config: BlockConfig, attn: nn.Module | None = None) -> None:
         super().__init__()
         dim, scale = config.dim, config.layer_scale_init
         self.norm1 = nn.LayerNorm(dim, eps=config.norm_eps)
-        self.attn = Attention(config)
+        self.attn = Attention(config) if attn is None else attn
         self.layer_scale1 = nn.Identity() if scale is None else LayerScale(dim, scale)
         self.drop_path1 = DropPath(config.drop_path_rate)
         self.norm2 = nn.LayerNorm(dim, eps=config.norm_eps)

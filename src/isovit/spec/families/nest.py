@@ -18,7 +18,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from isovit.spec.blocks import BlockConfig, attention, mlp
+from isovit.spec.blocks import BlockConfig, attention, block
 from isovit.spec.config import (
     Activation,
     Config,
@@ -288,15 +288,10 @@ def _conv_pool(level: Level, input_dim: int, scheme: Scheme) -> ParamTree:
 
 
 def _layer(level: Level, index: int, scheme: Scheme) -> ParamTree:
-    numbers, tokens, dim = level.layers[index], level.tokens, level.dim
+    numbers, tokens = level.layers[index], level.tokens
     attn = attention("attn", numbers, tokens, scheme)
-    children = (
-        layer_norm("norm1", (tokens,), dim),
-        replace(attn, own_macs=attn.own_macs // level.blocks),  # a token sees those of its block
-        layer_norm("norm2", (tokens,), dim),
-        mlp("mlp", tokens, dim, numbers.mlp_dim, scheme),
-    )
-    return ParamTree("layer", children=children, output=(tokens, dim))
+    attn = replace(attn, own_macs=attn.own_macs // level.blocks)  # a token sees those of its block
+    return block(numbers, tokens, scheme, attn)
 
 
 def _conv_init(scheme: Scheme, fan_in: int) -> tuple[Init, Init]:

@@ -13,13 +13,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from isovit.backends.flax.layers import (
+    Block,
     Conv,
-    DropPath,
     Fixed,
     Kinds,
     LayerNorm,
     Linear,
-    Mlp,
     attention,
     identity,
 )
@@ -104,7 +103,10 @@ PATCH_EMBEDS = {"conv": ConvPatchEmbed, "norm_linear_norm": NormLinearNormPatchE
 
 
 class BlockAttention(nnx.Module):
-    """Multi-head self-attention within each block; section 3.1."""
+    """Multi-head self-attention within each block; section 3.1.
+
+    It gets the tokens of all blocks, one after another: nothing else in a layer knows of blocks.
+    """
 
     def __init__(
         self,
@@ -134,33 +136,6 @@ class BlockAttention(nnx.Module):
         x = x.swapaxes(2, 3)  # (batch, blocks, tokens, heads, head_dim)
         x = x.reshape(batch, tokens, -1)  # (batch, blocks * tokens, heads * head_dim)
         return self.proj_dropout(self.proj(x))
-
-
-class TransformerLayer(nnx.Module):
-    """Pre-norm layer over the tokens of all blocks; only the attention knows of blocks."""
-
-    def __init__(
-        self,
-        config: BlockConfig,
-        blocks: int,
-        *,
-        dtype: DTypeLike,
-        param_dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ) -> None:
-        kinds = Kinds(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        dim = config.dim
-        self.norm1 = LayerNorm(dim, epsilon=config.norm_eps, **kinds)
-        self.attn = BlockAttention(config, blocks, **kinds)
-        self.drop_path1 = DropPath(config.drop_path_rate, rngs=rngs)
-        self.norm2 = LayerNorm(dim, epsilon=config.norm_eps, **kinds)
-        self.mlp = Mlp(dim, config.mlp_dim, config.activation, config.dropout_rate, **kinds)
-        self.drop_path2 = DropPath(config.drop_path_rate, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
-        x = x + self.drop_path2(self.mlp(self.norm2(x)))
-        return x
 
 
 class ConvPool(nnx.Module):
@@ -217,7 +192,10 @@ class NesTLevel(nnx.Module):
             else ConvPool(config, level.input_dim, level.dim, **kinds)
         )
         self.blocks = nnx.List(
-            [TransformerLayer(layer, level.blocks, **kinds) for layer in level.layers]
+            [
+                Block(layer, BlockAttention(layer, level.blocks, **kinds), **kinds)
+                for layer in level.layers
+            ]
         )
 
     def __call__(

@@ -15,11 +15,10 @@ from keras import ops
 
 from isovit.backends import exporting
 from isovit.backends.keras.layers import (
+    Block,
     Conv,
-    DropPath,
     DType,
     Linear,
-    Mlp,
     SpecModel,
     Tensor,
     attention,
@@ -118,7 +117,10 @@ PATCH_EMBEDS = {"conv": ConvPatchEmbed, "norm_linear_norm": NormLinearNormPatchE
 
 
 class BlockAttention(keras.layers.Layer):
-    """Multi-head self-attention within each block; section 3.1."""
+    """Multi-head self-attention within each block; section 3.1.
+
+    It gets the tokens of all blocks, one after another: nothing else in a layer knows of blocks.
+    """
 
     def __init__(self, config: BlockConfig, blocks: int, *, name: str, dtype: DType = None) -> None:
         super().__init__(name=name, dtype=dtype)
@@ -153,40 +155,6 @@ class BlockAttention(keras.layers.Layer):
         x = ops.swapaxes(x, 2, 3)  # (batch, blocks, tokens, heads, head_dim)
         x = ops.reshape(x, (-1, tokens, self.inner_dim))
         return self.proj_dropout(self.proj(x), training=training)
-
-
-class TransformerLayer(keras.layers.Layer):
-    """Pre-norm layer over the tokens of all blocks; only the attention knows of blocks."""
-
-    def __init__(self, config: BlockConfig, blocks: int, *, name: str, dtype: DType = None) -> None:
-        super().__init__(name=name, dtype=dtype)
-        dtype, eps, rate = self.dtype_policy, config.norm_eps, config.drop_path_rate
-        self.norm1 = layer_norm(eps, name="norm1", dtype=dtype)
-        self.attn = BlockAttention(config, blocks, name="attn", dtype=dtype)
-        self.drop_path1 = DropPath(rate, name="drop_path1", dtype=dtype)
-        self.norm2 = layer_norm(eps, name="norm2", dtype=dtype)
-        self.mlp = Mlp(
-            config.dim,
-            config.mlp_dim,
-            config.activation,
-            config.dropout_rate,
-            name="mlp",
-            dtype=dtype,
-        )
-        self.drop_path2 = DropPath(rate, name="drop_path2", dtype=dtype)
-
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        for layer in (self.norm1, self.attn, self.norm2, self.mlp):
-            layer.build(input_shape)
-
-    def call(
-        self, x: Float[Tensor, "batch tokens dim"], training: bool | None = None
-    ) -> Float[Tensor, "batch tokens dim"]:
-        y = self.attn(self.norm1(x), training=training)
-        x = x + self.drop_path1(y, training=training)
-        y = self.mlp(self.norm2(x), training=training)
-        x = x + self.drop_path2(y, training=training)
-        return x
 
 
 class ConvPool(keras.layers.Layer):
@@ -231,7 +199,12 @@ class NesTLevel(keras.layers.Layer):
             else ConvPool(config, level.dim, name="pool", dtype=dtype)
         )
         self.blocks = [
-            TransformerLayer(layer, level.blocks, name=f"blocks_{i}", dtype=dtype)
+            Block(
+                layer,
+                BlockAttention(layer, level.blocks, name="attn", dtype=dtype),
+                name=f"blocks_{i}",
+                dtype=dtype,
+            )
             for i, layer in enumerate(level.layers)
         ]
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from isovit.backends.torch.layers import Conv, DropPath, Linear, Mlp, attention
+from isovit.backends.torch.layers import Block, Conv, Linear, attention
 from isovit.spec.blocks import BlockConfig
 from isovit.spec.families.nest import POOL_KERNEL, POOL_STRIDE, Level, NesTConfig
 
@@ -88,7 +88,10 @@ PATCH_EMBEDS = {"conv": ConvPatchEmbed, "norm_linear_norm": NormLinearNormPatchE
 
 
 class BlockAttention(nn.Module):
-    """Multi-head self-attention within each block; section 3.1."""
+    """Multi-head self-attention within each block; section 3.1.
+
+    It gets the tokens of all blocks, one after another: nothing else in a layer knows of blocks.
+    """
 
     def __init__(self, config: BlockConfig, blocks: int) -> None:
         super().__init__()
@@ -108,25 +111,6 @@ class BlockAttention(nn.Module):
         x = x.transpose(2, 3)  # (batch, blocks, tokens, heads, head_dim)
         x = x.flatten(3).flatten(1, 2)  # (batch, blocks * tokens, heads * head_dim)
         return self.proj_dropout(self.proj(x))
-
-
-class TransformerLayer(nn.Module):
-    """Pre-norm layer over the tokens of all blocks; only the attention knows of blocks."""
-
-    def __init__(self, config: BlockConfig, blocks: int) -> None:
-        super().__init__()
-        dim = config.dim
-        self.norm1 = nn.LayerNorm(dim, eps=config.norm_eps)
-        self.attn = BlockAttention(config, blocks)
-        self.drop_path1 = DropPath(config.drop_path_rate)
-        self.norm2 = nn.LayerNorm(dim, eps=config.norm_eps)
-        self.mlp = Mlp(dim, config.mlp_dim, config.activation, config.dropout_rate)
-        self.drop_path2 = DropPath(config.drop_path_rate)
-
-    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
-        x = x + self.drop_path2(self.mlp(self.norm2(x)))
-        return x
 
 
 class ConvPool(nn.Module):
@@ -158,7 +142,9 @@ class NesTLevel(nn.Module):
             if level.input_dim is None
             else ConvPool(config, level.input_dim, level.dim)
         )
-        self.blocks = nn.ModuleList(TransformerLayer(layer, level.blocks) for layer in level.layers)
+        self.blocks = nn.ModuleList(
+            Block(layer, BlockAttention(layer, level.blocks)) for layer in level.layers
+        )
 
     def forward(
         self, x: Float[Tensor, "batch rows columns dim"]
