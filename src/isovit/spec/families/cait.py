@@ -21,7 +21,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from isovit.spec.blocks import layer_scale, mlp
+from isovit.spec.blocks import BlockConfig, block, layer_scale, mlp
 from isovit.spec.config import (
     Activation,
     Config,
@@ -153,14 +153,19 @@ class CaiTConfig(Config, frozen=True, kw_only=True, tag="cait"):
         return 1 + self.patches
 
     @property
+    def head_width(self) -> int:
+        """Width of a head, given or not."""
+        return self.head_dim or self.embed_dim // self.num_heads
+
+    @property
     def inner_dim(self) -> int:
         """Width of q, of k and of v: all heads side by side."""
-        return self.num_heads * (self.head_dim or self.embed_dim // self.num_heads)
+        return self.num_heads * self.head_width
 
     @property
     def attn_scale(self) -> float:
         """Factor on q·k: 1/√ of a head's width."""
-        return (self.inner_dim // self.num_heads) ** -0.5
+        return self.head_width**-0.5
 
     @property
     def cls_mlp_width(self) -> int:
@@ -178,10 +183,33 @@ class CaiTConfig(Config, frozen=True, kw_only=True, tag="cait"):
             return self.layer_scale_init
         return 0.1 if index < 18 else 1e-5 if index < 24 else 1e-6
 
+    @property
+    def blocks(self) -> tuple[BlockConfig, ...]:
+        """The numbers of each block over the patches."""
+        return tuple(
+            BlockConfig(
+                dim=self.embed_dim,
+                num_heads=self.num_heads,
+                head_dim=self.head_width,
+                qkv_bias=self.qkv_bias,
+                attn_proj=True,
+                attn_scale=self.attn_scale,
+                mlp_dim=self.mlp_dim,
+                activation=self.activation,
+                norm_eps=self.norm_eps,
+                layer_scale_init=self.layer_scale_start(i),
+                dropout_rate=self.dropout_rate,
+                attn_dropout_rate=self.attn_dropout_rate,
+                drop_path_rate=self.drop_path_rate,
+            )
+            for i in range(self.depth)
+        )
+
 
 def param_tree(config: CaiTConfig) -> ParamTree:
     """The modules of a CaiT with their parameters, output shapes and multiply-adds."""
     scheme, dim, tokens = Scheme(config.init_scheme), config.embed_dim, config.tokens
+    numbers, attn = config.blocks, _attention(config, scheme)
     head = dense(
         "head",
         (),
@@ -199,7 +227,9 @@ def param_tree(config: CaiTConfig) -> ParamTree:
         ),
         children=(
             patch_embed(config.stem, scheme),
-            repeat("blocks", config.depth, lambda i: _block(config, i, scheme)),
+            repeat(
+                "blocks", config.depth, lambda i: block(numbers[i], config.patches, scheme, attn)
+            ),
             repeat("cls_blocks", config.cls_depth, lambda i: _cls_block(config, i, scheme)),
             layer_norm("norm", (tokens,), dim),
             *((head,) if config.num_classes else ()),
@@ -208,22 +238,8 @@ def param_tree(config: CaiTConfig) -> ParamTree:
     )
 
 
-def _block(config: CaiTConfig, index: int, scheme: Scheme) -> ParamTree:
-    """Pre-norm block over the patches: x + γ₁·attn(norm1(x)), then x + γ₂·mlp(norm2(x))."""
-    dim, tokens, gamma = config.embed_dim, config.patches, config.layer_scale_start(index)
-    children = (
-        layer_norm("norm1", (tokens,), dim),
-        _attention(config, scheme),
-        layer_scale("layer_scale1", tokens, dim, gamma),
-        layer_norm("norm2", (tokens,), dim),
-        mlp("mlp", tokens, dim, config.mlp_dim, scheme),
-        layer_scale("layer_scale2", tokens, dim, gamma),
-    )
-    return ParamTree("block", children=children, output=(tokens, dim))
-
-
 def _cls_block(config: CaiTConfig, index: int, scheme: Scheme) -> ParamTree:
-    """The same over the class token, whose attention is over the patches too."""
+    """Pre-norm block over the class token, whose attention is over the patches too."""
     dim, gamma = config.embed_dim, config.layer_scale_start(index)
     normed = config.tokens if config.cls_norm == "tokens" else 1
     children = (

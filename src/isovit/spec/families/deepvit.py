@@ -163,11 +163,8 @@ def _half(size: Pair) -> tuple[int, int]:
 
 
 def _block(config: DeepViTConfig, index: int, scheme: Scheme) -> ParamTree:
-    tree = block(config.block, config.tokens, scheme)
-    if not config.re_attends(index):
-        return tree
-    attn = _re_attention(config, scheme)
-    return replace(tree, children=tuple(attn if c.name == "attn" else c for c in tree.children))
+    attn = _re_attention(config, scheme) if config.re_attends(index) else None
+    return block(config.block, config.tokens, scheme, attn)
 
 
 def _re_attention(config: DeepViTConfig, scheme: Scheme) -> ParamTree:

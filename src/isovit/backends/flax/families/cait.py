@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from isovit.backends.flax.families.vit import PATCH_EMBEDS
 from isovit.backends.flax.layers import (
-    DropPath,
+    Block,
     Fixed,
     Kinds,
     LayerNorm,
@@ -87,7 +87,7 @@ class TalkingHeads(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Self-attention of the patches, whose heads talk."""
+    """Self-attention of the patches, whose heads talk; section 2."""
 
     def __init__(
         self, config: CaiTConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
@@ -141,35 +141,6 @@ class ClassAttention(nnx.Module):
             x = self.talking_heads(q, k, v)
         x = x.swapaxes(1, 2).reshape(batch, 1, -1)  # (batch, 1, heads * head_dim)
         return self.proj_dropout(self.proj(x))
-
-
-class Block(nnx.Module):
-    """Pre-norm block over the patches, with LayerScale; section 2."""
-
-    def __init__(
-        self,
-        config: CaiTConfig,
-        index: int,
-        *,
-        dtype: DTypeLike,
-        param_dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ) -> None:
-        kinds = Kinds(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        dim, eps, gamma = config.embed_dim, config.norm_eps, config.layer_scale_start(index)
-        self.norm1 = LayerNorm(dim, epsilon=eps, **kinds)
-        self.attn = Attention(config, **kinds)
-        self.layer_scale1 = LayerScale(dim, gamma, param_dtype=param_dtype)
-        self.drop_path1 = DropPath(config.drop_path_rate, rngs=rngs)
-        self.norm2 = LayerNorm(dim, epsilon=eps, **kinds)
-        self.mlp = Mlp(dim, config.mlp_dim, config.activation, config.dropout_rate, **kinds)
-        self.layer_scale2 = LayerScale(dim, gamma, param_dtype=param_dtype)
-        self.drop_path2 = DropPath(config.drop_path_rate, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
-        x = x + self.drop_path1(self.layer_scale1(self.attn(self.norm1(x))))
-        x = x + self.drop_path2(self.layer_scale2(self.mlp(self.norm2(x))))
-        return x
 
 
 class ClassBlock(nnx.Module):
@@ -235,7 +206,9 @@ class CaiT(nnx.Module):
         self.cls_token = nnx.Param(jnp.zeros((1, 1, dim), param_dtype))
         self.pos_embed = nnx.Param(jnp.zeros((1, config.patches, dim), param_dtype))
         self.dropout = nnx.Dropout(config.embed_dropout_rate, rngs=rngs)
-        self.blocks = nnx.List([Block(config, i, **kinds) for i in range(config.depth)])
+        self.blocks = nnx.List(
+            [Block(block, Attention(config, **kinds), **kinds) for block in config.blocks]
+        )
         self.cls_blocks = nnx.List(
             [ClassBlock(config, i, **kinds) for i in range(config.cls_depth)]
         )

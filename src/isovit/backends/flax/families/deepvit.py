@@ -17,19 +17,16 @@ from jaxtyping import Float
 
 from isovit.backends.flax.families.vit import PATCH_EMBEDS
 from isovit.backends.flax.layers import (
-    Attention,
     BatchNorm,
     Conv,
-    DropPath,
     Kinds,
     LayerNorm,
-    LayerScale,
     Linear,
-    Mlp,
     identity,
     pool,
     split_heads,
 )
+from isovit.backends.flax.layers import Block as PreNormBlock
 from isovit.spec.families.deepvit import DeepViTConfig
 
 
@@ -104,7 +101,7 @@ class ReAttention(nnx.Module):
         return self.proj_dropout(x)
 
 
-class Block(nnx.Module):
+class Block(PreNormBlock):
     """Pre-norm block with re-attention, or attention, and a scale around each branch."""
 
     def __init__(
@@ -117,22 +114,9 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         kinds = Kinds(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        block, self.branch_scale = config.blocks[index], config.branch_scale
-        dim, scale = block.dim, block.layer_scale_init
-        self.norm1 = LayerNorm(dim, epsilon=block.norm_eps, **kinds)
-        self.attn = (
-            ReAttention(config, **kinds) if config.re_attends(index) else Attention(block, **kinds)
-        )
-        self.layer_scale1 = (
-            identity if scale is None else LayerScale(dim, scale, param_dtype=param_dtype)
-        )
-        self.drop_path1 = DropPath(block.drop_path_rate, rngs=rngs)
-        self.norm2 = LayerNorm(dim, epsilon=block.norm_eps, **kinds)
-        self.mlp = Mlp(dim, block.mlp_dim, block.activation, block.dropout_rate, **kinds)
-        self.layer_scale2 = (
-            identity if scale is None else LayerScale(dim, scale, param_dtype=param_dtype)
-        )
-        self.drop_path2 = DropPath(block.drop_path_rate, rngs=rngs)
+        attn = ReAttention(config, **kinds) if config.re_attends(index) else None
+        super().__init__(config.blocks[index], attn, **kinds)
+        self.branch_scale = config.branch_scale
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
         scale = self.branch_scale

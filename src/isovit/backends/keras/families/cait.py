@@ -12,7 +12,7 @@ from keras import ops
 
 from isovit.backends.keras.families.vit import PATCH_EMBEDS
 from isovit.backends.keras.layers import (
-    DropPath,
+    Block,
     DType,
     LayerScale,
     Linear,
@@ -99,7 +99,7 @@ class TalkingHeads(keras.layers.Layer):
 
 
 class Attention(keras.layers.Layer):
-    """Self-attention of the patches, whose heads talk."""
+    """Self-attention of the patches, whose heads talk; section 2."""
 
     def __init__(self, config: CaiTConfig, *, name: str, dtype: DType = None) -> None:
         super().__init__(name=name, dtype=dtype)
@@ -175,50 +175,6 @@ class ClassAttention(keras.layers.Layer):
         return self.proj_dropout(self.proj(x), training=training)
 
 
-class Block(keras.layers.Layer):
-    """Pre-norm block over the patches, with LayerScale; section 2."""
-
-    def __init__(self, config: CaiTConfig, index: int, *, name: str, dtype: DType = None) -> None:
-        super().__init__(name=name, dtype=dtype)
-        dtype = self.dtype_policy
-        eps, gamma = config.norm_eps, config.layer_scale_start(index)
-        self.norm1 = layer_norm(eps, name="norm1", dtype=dtype)
-        self.attn = Attention(config, name="attn", dtype=dtype)
-        self.layer_scale1 = LayerScale(gamma, name="layer_scale1", dtype=dtype)
-        self.drop_path1 = DropPath(config.drop_path_rate, name="drop_path1", dtype=dtype)
-        self.norm2 = layer_norm(eps, name="norm2", dtype=dtype)
-        self.mlp = Mlp(
-            config.embed_dim,
-            config.mlp_dim,
-            config.activation,
-            config.dropout_rate,
-            name="mlp",
-            dtype=dtype,
-        )
-        self.layer_scale2 = LayerScale(gamma, name="layer_scale2", dtype=dtype)
-        self.drop_path2 = DropPath(config.drop_path_rate, name="drop_path2", dtype=dtype)
-
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        for layer in (
-            self.norm1,
-            self.attn,
-            self.layer_scale1,
-            self.norm2,
-            self.mlp,
-            self.layer_scale2,
-        ):
-            layer.build(input_shape)
-
-    def call(
-        self, x: Float[Tensor, "batch tokens dim"], training: bool | None = None
-    ) -> Float[Tensor, "batch tokens dim"]:
-        y = self.layer_scale1(self.attn(self.norm1(x), training=training))
-        x = x + self.drop_path1(y, training=training)
-        y = self.layer_scale2(self.mlp(self.norm2(x), training=training))
-        x = x + self.drop_path2(y, training=training)
-        return x
-
-
 class ClassBlock(keras.layers.Layer):
     """Block over the class token, which looks at patches that stay as they are; section 3."""
 
@@ -284,7 +240,10 @@ class CaiT(SpecModel):
         )
         self.dropout = keras.layers.Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
         self.blocks = [
-            Block(config, i, name=f"blocks_{i}", dtype=dtype) for i in range(config.depth)
+            Block(
+                block, Attention(config, name="attn", dtype=dtype), name=f"blocks_{i}", dtype=dtype
+            )
+            for i, block in enumerate(config.blocks)
         ]
         self.cls_blocks = [
             ClassBlock(config, i, name=f"cls_blocks_{i}", dtype=dtype)

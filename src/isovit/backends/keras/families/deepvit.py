@@ -14,20 +14,17 @@ from keras import ops
 
 from isovit.backends.keras.families.vit import PATCH_EMBEDS
 from isovit.backends.keras.layers import (
-    Attention,
     BatchNorm,
     Conv,
-    DropPath,
     DType,
-    LayerScale,
     Linear,
-    Mlp,
     SpecModel,
     Tensor,
     layer_norm,
     pool,
     split_heads,
 )
+from isovit.backends.keras.layers import Block as PreNormBlock
 from isovit.spec.families.deepvit import DeepViTConfig
 
 
@@ -148,54 +145,16 @@ class ReAttention(keras.layers.Layer):
         return self.proj_dropout(x, training=training)
 
 
-class Block(keras.layers.Layer):
+class Block(PreNormBlock):
     """Pre-norm block with re-attention, or attention, and a scale around each branch."""
 
     def __init__(
         self, config: DeepViTConfig, index: int, *, name: str, dtype: DType = None
     ) -> None:
-        super().__init__(name=name, dtype=dtype)
-        dtype, block = self.dtype_policy, config.blocks[index]
+        re_attends = config.re_attends(index)
+        attn = ReAttention(config, name="attn", dtype=dtype) if re_attends else None
+        super().__init__(config.blocks[index], attn, name=name, dtype=dtype)
         self.branch_scale = config.branch_scale
-        eps, scale, rate = block.norm_eps, block.layer_scale_init, block.drop_path_rate
-        self.norm1 = layer_norm(eps, name="norm1", dtype=dtype)
-        self.attn = (
-            ReAttention(config, name="attn", dtype=dtype)
-            if config.re_attends(index)
-            else Attention(block, name="attn", dtype=dtype)
-        )
-        self.layer_scale1 = (
-            keras.layers.Identity(name="layer_scale1", dtype=dtype)
-            if scale is None
-            else LayerScale(scale, name="layer_scale1", dtype=dtype)
-        )
-        self.drop_path1 = DropPath(rate, name="drop_path1", dtype=dtype)
-        self.norm2 = layer_norm(eps, name="norm2", dtype=dtype)
-        self.mlp = Mlp(
-            block.dim,
-            block.mlp_dim,
-            block.activation,
-            block.dropout_rate,
-            name="mlp",
-            dtype=dtype,
-        )
-        self.layer_scale2 = (
-            keras.layers.Identity(name="layer_scale2", dtype=dtype)
-            if scale is None
-            else LayerScale(scale, name="layer_scale2", dtype=dtype)
-        )
-        self.drop_path2 = DropPath(rate, name="drop_path2", dtype=dtype)
-
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        for layer in (
-            self.norm1,
-            self.attn,
-            self.layer_scale1,
-            self.norm2,
-            self.mlp,
-            self.layer_scale2,
-        ):
-            layer.build(input_shape)
 
     def call(
         self, x: Float[Tensor, "batch tokens dim"], training: bool | None = None

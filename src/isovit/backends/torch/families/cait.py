@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from isovit.backends.torch.families.vit import PATCH_EMBEDS
 from isovit.backends.torch.layers import (
-    DropPath,
+    Block,
     LayerScale,
     Linear,
     Mlp,
@@ -70,7 +70,7 @@ class TalkingHeads(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of the patches, whose heads talk."""
+    """Self-attention of the patches, whose heads talk; section 2."""
 
     def __init__(self, config: CaiTConfig) -> None:
         super().__init__()
@@ -114,27 +114,6 @@ class ClassAttention(nn.Module):
         return self.proj_dropout(self.proj(x))
 
 
-class Block(nn.Module):
-    """Pre-norm block over the patches, with LayerScale; section 2."""
-
-    def __init__(self, config: CaiTConfig, index: int) -> None:
-        super().__init__()
-        dim, eps, gamma = config.embed_dim, config.norm_eps, config.layer_scale_start(index)
-        self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.attn = Attention(config)
-        self.layer_scale1 = LayerScale(dim, gamma)
-        self.drop_path1 = DropPath(config.drop_path_rate)
-        self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, config.mlp_dim, config.activation, config.dropout_rate)
-        self.layer_scale2 = LayerScale(dim, gamma)
-        self.drop_path2 = DropPath(config.drop_path_rate)
-
-    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        x = x + self.drop_path1(self.layer_scale1(self.attn(self.norm1(x))))
-        x = x + self.drop_path2(self.layer_scale2(self.mlp(self.norm2(x))))
-        return x
-
-
 class ClassBlock(nn.Module):
     """Block over the class token, which looks at patches that stay as they are; section 3."""
 
@@ -176,7 +155,7 @@ class CaiT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.patches, dim))
         self.dropout = nn.Dropout(config.embed_dropout_rate)
-        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.depth))
+        self.blocks = nn.ModuleList(Block(block, Attention(config)) for block in config.blocks)
         self.cls_blocks = nn.ModuleList(ClassBlock(config, i) for i in range(config.cls_depth))
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
         self.head = Linear(dim, classes, bias=True) if classes else nn.Identity()

@@ -13,16 +13,13 @@ from torch import Tensor, nn
 
 from isovit.backends.torch.families.vit import PATCH_EMBEDS
 from isovit.backends.torch.layers import (
-    Attention,
     BatchNorm,
     Conv,
-    DropPath,
-    LayerScale,
     Linear,
-    Mlp,
     pool,
     split_heads,
 )
+from isovit.backends.torch.layers import Block as PreNormBlock
 from isovit.spec.families.deepvit import DeepViTConfig
 
 
@@ -81,21 +78,13 @@ class ReAttention(nn.Module):
         return self.proj_dropout(x)
 
 
-class Block(nn.Module):
+class Block(PreNormBlock):
     """Pre-norm block with re-attention, or attention, and a scale around each branch."""
 
     def __init__(self, config: DeepViTConfig, index: int) -> None:
-        super().__init__()
-        block, self.branch_scale = config.blocks[index], config.branch_scale
-        dim, scale = block.dim, block.layer_scale_init
-        self.norm1 = nn.LayerNorm(dim, eps=block.norm_eps)
-        self.attn = ReAttention(config) if config.re_attends(index) else Attention(block)
-        self.layer_scale1 = nn.Identity() if scale is None else LayerScale(dim, scale)
-        self.drop_path1 = DropPath(block.drop_path_rate)
-        self.norm2 = nn.LayerNorm(dim, eps=block.norm_eps)
-        self.mlp = Mlp(dim, block.mlp_dim, block.activation, block.dropout_rate)
-        self.layer_scale2 = nn.Identity() if scale is None else LayerScale(dim, scale)
-        self.drop_path2 = DropPath(block.drop_path_rate)
+        attn = ReAttention(config) if config.re_attends(index) else None
+        super().__init__(config.blocks[index], attn)
+        self.branch_scale = config.branch_scale
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         scale = self.branch_scale
