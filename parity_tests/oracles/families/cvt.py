@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from isovit.spec.blocks import BlockConfig
 from isovit.spec.families.cvt import VIT_PYTORCH, CvTConfig, StageConfig
 from parity_tests.oracles import arrays, pairs
 from parity_tests.oracles.arrays import Array
@@ -42,14 +43,14 @@ class Reference(arrays.Reference):
         x = self.keep(f"{path}.patch_embed", self.norm(f"{path}.patch_embed.norm", x))
         if stage.class_token:
             x = np.concatenate([np.repeat(self.weights[f"{path}.cls_token"], len(x), 0), x], axis=1)
-        for i in range(len(stage.drop_path_rates)):
+        for i, numbers in enumerate(stage.blocks):
             block = f"{path}.blocks.{i}"
-            x = x + self.attention(f"{block}.attn", stage, self.norm(f"{block}.norm1", x))
+            x = x + self.attention(f"{block}.attn", stage, numbers, self.norm(f"{block}.norm1", x))
             y = self.norm(f"{block}.norm2", x)
             x = self.keep(block, x + self.mlp(f"{block}.mlp", self.config.activation, y))
         return self.keep(path, x)
 
-    def attention(self, path: str, stage: StageConfig, x: Array) -> Array:
+    def attention(self, path: str, stage: StageConfig, numbers: BlockConfig, x: Array) -> Array:
         """Each query with every key."""
         q = self.projection(f"{path}.q", stage, 1, x)
         if self.config.kv_convs == "one":
@@ -58,9 +59,9 @@ class Reference(arrays.Reference):
             k = self.projection(f"{path}.k", stage, stage.kv_stride, x)
             v = self.projection(f"{path}.v", stage, stage.kv_stride, x)
         y = np.zeros_like(q)
-        for b, t, h in np.ndindex(*q.shape[:2], stage.num_heads):
-            head = slice(h * stage.head_dim, (h + 1) * stage.head_dim)
-            scores = stage.attn_scale * (k[b, :, head] @ q[b, t, head])
+        for b, t, h in np.ndindex(*q.shape[:2], numbers.num_heads):
+            head = slice(h * numbers.head_dim, (h + 1) * numbers.head_dim)
+            scores = numbers.attn_scale * (k[b, :, head] @ q[b, t, head])
             powers = np.exp(scores - scores.real.max())
             y[b, t, head] = powers / powers.sum() @ v[b, :, head]
         return self.keep(path, self.dense(f"{path}.proj", y))
@@ -199,8 +200,9 @@ def vit_pytorch_arguments(config: CvTConfig) -> Fields:
         arguments |= {
             f"s{s}_emb_dim": stage.dim, f"s{s}_emb_kernel": stage.patch_size,
             f"s{s}_emb_stride": stage.patch_stride, f"s{s}_proj_kernel": stage.kernel_size,
-            f"s{s}_kv_proj_stride": stage.kv_stride, f"s{s}_heads": stage.num_heads,
-            f"s{s}_depth": len(stage.drop_path_rates), f"s{s}_mlp_mult": stage.mlp_dim // stage.dim,
+            f"s{s}_kv_proj_stride": stage.kv_stride, f"s{s}_heads": stage.blocks[0].num_heads,
+            f"s{s}_depth": len(stage.blocks),
+            f"s{s}_mlp_mult": stage.blocks[0].mlp_dim // stage.dim,
         }  # fmt: skip
     return arguments
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from isovit.spec.blocks import BlockConfig
 from isovit.spec.families.twins_svt import VIT_PYTORCH, StageConfig, TwinsSVTConfig
 from parity_tests.oracles import arrays, pairs
 from parity_tests.oracles.arrays import Array
@@ -36,8 +37,8 @@ class Reference(arrays.Reference):
     def stage(self, path: str, stage: StageConfig, x: Array) -> Array:
         """A grid to a smaller grid."""
         x = self.patch_embed(f"{path}.patch_embed", stage, x)
-        for i in range(len(stage.drop_path_rates)):
-            x = self.twins_block(f"{path}.blocks.{i}", stage, stage.is_local(i), x)
+        for i, block in enumerate(stage.blocks):
+            x = self.twins_block(f"{path}.blocks.{i}", stage, block, stage.is_local(i), x)
             if i == stage.peg_after - 1:
                 x = x + self.positions(f"{path}.peg.proj", stage, x)
                 self.keep(f"{path}.peg", x)
@@ -58,29 +59,33 @@ class Reference(arrays.Reference):
         x = self.norm(f"{path}.norm1", x, eps)
         return self.keep(path, self.norm(f"{path}.norm2", self.dense(f"{path}.proj", x), eps))
 
-    def twins_block(self, path: str, stage: StageConfig, local: bool, x: Array) -> Array:
+    def twins_block(
+        self, path: str, stage: StageConfig, block: BlockConfig, local: bool, x: Array
+    ) -> Array:
         """The pre-norm block."""
         attend = self.local_attention if local else self.global_attention
-        x = x + attend(f"{path}.attn", stage, self.norm(f"{path}.norm1", x))
+        x = x + attend(f"{path}.attn", stage, block, self.norm(f"{path}.norm1", x))
         y = self.norm(f"{path}.norm2", x)
         return self.keep(path, x + self.mlp(f"{path}.mlp", self.config.activation, y))
 
-    def local_attention(self, path: str, stage: StageConfig, x: Array) -> Array:
+    def local_attention(self, path: str, stage: StageConfig, block: BlockConfig, x: Array) -> Array:
         """Every token with those of its window, zeros beyond the edge of the grid among them."""
         (rows, columns), size = stage.grid, stage.window_size
         down, right = -(-rows // size) * size, -(-columns // size) * size
         padded = np.zeros((len(x), down, right, stage.dim), x.dtype)
         padded[:, :rows, :columns] = x.reshape(len(x), rows, columns, -1)
         q, k, v = np.split(self.dense(f"{path}.qkv", padded), 3, axis=-1)
-        y = np.zeros((len(x), rows, columns, stage.inner_dim), q.dtype)
+        y = np.zeros((len(x), rows, columns, block.inner_dim), q.dtype)
         for b, i, j in np.ndindex(len(x), rows, columns):
             top, left = i // size * size, j // size * size
             window = (b, slice(top, top + size), slice(left, left + size))
             inside = (z[window].reshape(size * size, -1) for z in (k, v))
-            y[b, i, j] = self.token(stage, q[b, i, j], *inside)
+            y[b, i, j] = self.token(block, q[b, i, j], *inside)
         return self.keep(path, self.dense(f"{path}.proj", flat(y)))
 
-    def global_attention(self, path: str, stage: StageConfig, x: Array) -> Array:
+    def global_attention(
+        self, path: str, stage: StageConfig, block: BlockConfig, x: Array
+    ) -> Array:
         """Every token with the summary of every square."""
         side, image = (stage.reduction, stage.reduction), x.reshape(len(x), *stage.grid, -1)
         q = self.dense(f"{path}.q", x)
@@ -94,15 +99,15 @@ class Reference(arrays.Reference):
         k, v = np.split(flat(kv), 2, axis=-1)
         y = np.zeros_like(q)
         for b, t in np.ndindex(q.shape[:2]):
-            y[b, t] = self.token(stage, q[b, t], k[b], v[b])
+            y[b, t] = self.token(block, q[b, t], k[b], v[b])
         return self.keep(path, self.dense(f"{path}.proj", y))
 
-    def token(self, stage: StageConfig, q: Array, k: Array, v: Array) -> Array:
+    def token(self, block: BlockConfig, q: Array, k: Array, v: Array) -> Array:
         """What one token gets: q is (inner,), k and v are (keys, inner), heads side by side."""
         out: list[Array] = []
-        for h in range(stage.num_heads):
-            head = slice(h * stage.head_dim, (h + 1) * stage.head_dim)
-            scores = k[:, head] @ q[head] / np.sqrt(stage.head_dim)
+        for h in range(block.num_heads):
+            head = slice(h * block.head_dim, (h + 1) * block.head_dim)
+            scores = k[:, head] @ q[head] / np.sqrt(block.head_dim)
             powers = np.exp(scores - scores.real.max())
             out.append(powers / powers.sum() @ v[:, head])
         return np.concatenate(out)
@@ -240,7 +245,7 @@ def vit_pytorch_model(library: ModuleType, config: TwinsSVTConfig) -> Any:
     """Its sizes are the config's; the blocks before the positions are none of its depth."""
     arguments: Fields = {}
     for s, stage in enumerate(config.stages, start=1):
-        blocks = len(stage.drop_path_rates) - stage.peg_after
+        blocks = len(stage.blocks) - stage.peg_after
         arguments |= {
             f"s{s}_emb_dim": stage.dim, f"s{s}_patch_size": stage.patch_size,
             f"s{s}_local_patch_size": stage.window_size, f"s{s}_global_k": stage.reduction,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from isovit.spec.config import (
     Activation,
@@ -52,7 +53,7 @@ class BlockConfig:
     attn_proj: bool
     attn_scale: float
     mlp_dim: int
-    activation: Activation
+    activation: Activation | Literal["quick_gelu"]
     norm_eps: float
     layer_scale_init: float | None
     dropout_rate: float

@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from isovit.spec.blocks import mlp
+from isovit.spec.blocks import BlockConfig, block
 from isovit.spec.config import (
     Config,
     Epsilon,
@@ -58,13 +58,9 @@ class StageConfig:
         grid: rows and columns of its tokens.
         class_token: whether another token stands before them.
         dim: width of the tokens.
-        num_heads: attention heads.
-        head_dim: width of a head; heads need not fill ``dim``.
-        attn_scale: factor on q·k.
         kernel_size: side of the convolutions in the attention.
         kv_stride: stride of those of k and v.
-        mlp_dim: hidden width of the MLPs.
-        drop_path_rates: of each block.
+        blocks: the numbers of each block.
     """
 
     in_grid: tuple[int, int]
@@ -75,13 +71,9 @@ class StageConfig:
     grid: tuple[int, int]
     class_token: bool
     dim: int
-    num_heads: int
-    head_dim: int
-    attn_scale: float
     kernel_size: int
     kv_stride: int
-    mlp_dim: int
-    drop_path_rates: tuple[float, ...]
+    blocks: tuple[BlockConfig, ...]
 
     @property
     def kv_grid(self) -> tuple[int, int]:
@@ -98,11 +90,6 @@ class StageConfig:
     def kv_tokens(self) -> int:
         """Number of keys, that of the class token included."""
         return math.prod(self.kv_grid) + self.class_token
-
-    @property
-    def inner_dim(self) -> int:
-        """Width of q, of k and of v: all heads side by side."""
-        return self.num_heads * self.head_dim
 
 
 class CvTConfig(Config, frozen=True, kw_only=True, tag="cvt"):
@@ -240,7 +227,6 @@ class CvTConfig(Config, frozen=True, kw_only=True, tag="cvt"):
         for i, dim in enumerate(self.embed_dims):
             in_grid, grid = grid, self._grid(i, grid)
             is_last = i == len(self.embed_dims) - 1
-            head_dim = self.head_dim or dim // self.num_heads[i]
             rate, steps = self.drop_path_rate * is_last, max(self.depths[i] - 1, 1)
             stages.append(
                 StageConfig(
@@ -252,17 +238,33 @@ class CvTConfig(Config, frozen=True, kw_only=True, tag="cvt"):
                     grid=grid,
                     class_token=self.class_token and is_last,
                     dim=dim,
-                    num_heads=self.num_heads[i],
-                    head_dim=head_dim,
-                    attn_scale=(dim if self.attn_scale == "embed_dims" else head_dim) ** -0.5,
                     kernel_size=self.qkv_kernel_sizes[i],
                     kv_stride=self.kv_strides[i],
-                    mlp_dim=self.mlp_dims[i],
-                    drop_path_rates=tuple(rate * j / steps for j in range(self.depths[i])),
+                    blocks=tuple(self._block(i, rate * j / steps) for j in range(self.depths[i])),
                 )
             )
             channels = dim
         return tuple(stages)
+
+    def _block(self, i: int, drop_path_rate: float) -> BlockConfig:
+        """The numbers of a block of stage i."""
+        dim, heads = self.embed_dims[i], self.num_heads[i]
+        head_dim = self.head_dim or dim // heads
+        return BlockConfig(
+            dim=dim,
+            num_heads=heads,
+            head_dim=head_dim,
+            qkv_bias=self.qkv_bias,
+            attn_proj=True,
+            attn_scale=(dim if self.attn_scale == "embed_dims" else head_dim) ** -0.5,
+            mlp_dim=self.mlp_dims[i],
+            activation=self.activation,
+            norm_eps=self.norm_eps,
+            layer_scale_init=None,
+            dropout_rate=self.dropout_rate,
+            attn_dropout_rate=self.attn_dropout_rate,
+            drop_path_rate=drop_path_rate,
+        )
 
     @property
     def feature_dim(self) -> int:
@@ -302,7 +304,7 @@ def _stage(config: CvTConfig, stage: StageConfig, scheme: Scheme) -> ParamTree:
     params = (Param("cls_token", (1, 1, stage.dim), Role.OWN, TRUNC_NORMAL),)
     children = (
         _conv_embed(stage, scheme),
-        repeat("blocks", len(stage.drop_path_rates), lambda _: _block(config, stage, scheme)),
+        repeat("blocks", len(stage.blocks), lambda i: _block(config, stage, i, scheme)),
     )
     output = (stage.tokens, stage.dim)
     return ParamTree("stage", params if stage.class_token else (), children, output)
@@ -319,19 +321,14 @@ def _conv_embed(stage: StageConfig, scheme: Scheme) -> ParamTree:
     return ParamTree("patch_embed", children=children, output=output)
 
 
-def _block(config: CvTConfig, stage: StageConfig, scheme: Scheme) -> ParamTree:
-    lead, dim = (stage.tokens,), stage.dim
-    children = (
-        layer_norm("norm1", lead, dim),
-        _attention(config, stage, scheme),
-        layer_norm("norm2", lead, dim),
-        mlp("mlp", stage.tokens, dim, stage.mlp_dim, scheme),
-    )
-    return ParamTree("block", children=children, output=(*lead, dim))
+def _block(config: CvTConfig, stage: StageConfig, i: int, scheme: Scheme) -> ParamTree:
+    numbers = stage.blocks[i]
+    attn = _attention(config, stage, numbers.inner_dim, scheme)
+    return block(numbers, stage.tokens, scheme, attn)
 
 
-def _attention(config: CvTConfig, stage: StageConfig, scheme: Scheme) -> ParamTree:
-    dim, inner, tokens = stage.dim, stage.inner_dim, stage.tokens
+def _attention(config: CvTConfig, stage: StageConfig, inner: int, scheme: Scheme) -> ParamTree:
+    dim, tokens = stage.dim, stage.tokens
     q = _conv_projection("q", config, stage, stage.grid, inner, scheme)
     if config.kv_convs == "one":
         kv = (_conv_projection("kv", config, stage, stage.kv_grid, 2 * inner, scheme),)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from isovit.spec.blocks import mlp
+from isovit.spec.blocks import BlockConfig, block
 from isovit.spec.config import (
     Activation,
     Config,
@@ -53,26 +53,20 @@ class StageConfig:
         patch_size: side of a patch of that input.
         grid: rows and columns of its tokens.
         dim: width of the tokens.
-        num_heads: attention heads.
-        head_dim: width of a head; heads need not fill ``dim``.
-        mlp_dim: hidden width of the MLPs.
         window_size: side of a window, in tokens; 0 for no windows.
         reduction: side of the square of tokens that one key and one value summarise.
         peg_after: number of blocks before the positional encoding.
-        drop_path_rates: of each block.
+        blocks: the numbers of each block.
     """
 
     in_dim: int
     patch_size: int
     grid: tuple[int, int]
     dim: int
-    num_heads: int
-    head_dim: int
-    mlp_dim: int
     window_size: int
     reduction: int
     peg_after: int
-    drop_path_rates: tuple[float, ...]
+    blocks: tuple[BlockConfig, ...]
 
     @property
     def tokens(self) -> int:
@@ -83,11 +77,6 @@ class StageConfig:
     def patch_dim(self) -> int:
         """Numbers in a flattened patch."""
         return self.patch_size**2 * self.in_dim
-
-    @property
-    def inner_dim(self) -> int:
-        """Width of q, of k and of v: all heads side by side."""
-        return self.num_heads * self.head_dim
 
     @property
     def padded_grid(self) -> tuple[int, int]:
@@ -102,7 +91,11 @@ class StageConfig:
 
     def is_local(self, block: int) -> bool:
         """Whether a block attends within windows."""
-        return self.window_size > 0 and block % 2 == 0
+        return _is_local(self.window_size, block)
+
+
+def _is_local(window_size: int, block: int) -> bool:
+    return window_size > 0 and block % 2 == 0
 
 
 class TwinsSVTConfig(Config, frozen=True, kw_only=True, tag="twins_svt"):
@@ -235,27 +228,46 @@ class TwinsSVTConfig(Config, frozen=True, kw_only=True, tag="twins_svt"):
         """The numbers of each stage; stochastic depth grows linearly from 0 to its full rate."""
         stages: list[StageConfig] = []
         (rows, columns), channels = self.image_size, self.in_channels
-        last, first = max(sum(self.depths) - 1, 1), 0
+        last = max(sum(self.depths) - 1, 1)
+        rates = iter([self.drop_path_rate * i / last for i in range(sum(self.depths))])
         for i, dim in enumerate(self.embed_dims):
             rows, columns = rows // self.patch_sizes[i], columns // self.patch_sizes[i]
-            blocks = range(first, first + self.depths[i])
             stages.append(
                 StageConfig(
                     in_dim=channels,
                     patch_size=self.patch_sizes[i],
                     grid=(rows, columns),
                     dim=dim,
-                    num_heads=self.num_heads[i],
-                    head_dim=self.head_dim or dim // self.num_heads[i],
-                    mlp_dim=self.mlp_dims[i],
                     window_size=self.window_sizes[i],
                     reduction=self.reductions[i],
                     peg_after=self.peg_after[i],
-                    drop_path_rates=tuple(self.drop_path_rate * j / last for j in blocks),
+                    blocks=tuple(self._block(i, j, next(rates)) for j in range(self.depths[i])),
                 )
             )
-            channels, first = dim, blocks.stop
+            channels = dim
         return tuple(stages)
+
+    def _block(self, i: int, j: int, drop_path_rate: float) -> BlockConfig:
+        """The numbers of block j of stage i."""
+        dim, heads = self.embed_dims[i], self.num_heads[i]
+        local, head_dim = _is_local(self.window_sizes[i], j), self.head_dim or dim // heads
+        return BlockConfig(
+            dim=dim,
+            num_heads=heads,
+            head_dim=head_dim,
+            qkv_bias=self.qkv_bias,
+            attn_proj=True,
+            attn_scale=head_dim**-0.5,
+            mlp_dim=self.mlp_dims[i],
+            activation=self.activation,
+            norm_eps=self.norm_eps,
+            layer_scale_init=None,
+            dropout_rate=self.dropout_rate,
+            attn_dropout_rate=(
+                self.local_attn_dropout_rate if local else self.global_attn_dropout_rate
+            ),
+            drop_path_rate=drop_path_rate,
+        )
 
 
 PER_STAGE = (
@@ -293,7 +305,7 @@ def param_tree(config: TwinsSVTConfig) -> ParamTree:
 
 
 def _stage(config: TwinsSVTConfig, stage: StageConfig, scheme: Scheme) -> ParamTree:
-    blocks = [_block(config, stage, i, scheme) for i in range(len(stage.drop_path_rates))]
+    blocks = [_block(config, stage, i, scheme).renamed(str(i)) for i in range(len(stage.blocks))]
     size, dim = config.peg_kernel_size, stage.dim
     inits = _conv_inits(scheme, fan_in=size**2, fan_out=size**2)
     proj = depthwise_conv("proj", stage.grid, (size, size), dim, *inits)
@@ -324,19 +336,15 @@ def _patch_embed(config: TwinsSVTConfig, stage: StageConfig, scheme: Scheme) -> 
 
 
 def _block(config: TwinsSVTConfig, stage: StageConfig, i: int, scheme: Scheme) -> ParamTree:
-    lead, dim = (stage.tokens,), stage.dim
+    numbers = stage.blocks[i]
     attn = _local_attention if stage.is_local(i) else _global_attention
-    children = (
-        layer_norm("norm1", lead, dim),
-        attn(config, stage, scheme),
-        layer_norm("norm2", lead, dim),
-        mlp("mlp", stage.tokens, dim, stage.mlp_dim, scheme),
-    )
-    return ParamTree(str(i), children=children, output=(stage.tokens, dim))
+    return block(numbers, stage.tokens, scheme, attn(config, stage, numbers.inner_dim, scheme))
 
 
-def _local_attention(config: TwinsSVTConfig, stage: StageConfig, scheme: Scheme) -> ParamTree:
-    dim, inner, padded = stage.dim, stage.inner_dim, stage.padded_grid
+def _local_attention(
+    config: TwinsSVTConfig, stage: StageConfig, inner: int, scheme: Scheme
+) -> ParamTree:
+    dim, padded = stage.dim, stage.padded_grid
     kernel, bias = scheme.dense_kernel(dim, inner), _qkv_bias(config, scheme.dense_bias(dim))
     qkv = dense("qkv", padded, dim, 3 * inner, kernel, bias)
     kernel, bias = scheme.dense_kernel(inner, dim), scheme.dense_bias(inner)
@@ -346,11 +354,13 @@ def _local_attention(config: TwinsSVTConfig, stage: StageConfig, scheme: Scheme)
     return ParamTree("attn", children=(qkv, proj), output=(stage.tokens, dim), own_macs=macs)
 
 
-def _global_attention(config: TwinsSVTConfig, stage: StageConfig, scheme: Scheme) -> ParamTree:
-    lead, dim, inner = (stage.tokens,), stage.dim, stage.inner_dim
+def _global_attention(
+    config: TwinsSVTConfig, stage: StageConfig, inner: int, scheme: Scheme
+) -> ParamTree:
+    lead, dim = (stage.tokens,), stage.dim
     kernel, bias = scheme.dense_kernel(dim, inner), _qkv_bias(config, scheme.dense_bias(dim))
     q = dense("q", lead, dim, inner, kernel, bias)
-    kv = _keys_and_values(config, stage, scheme)
+    kv = _keys_and_values(config, stage, 2 * inner, scheme)
     kernel, bias = scheme.dense_kernel(inner, dim), scheme.dense_bias(inner)
     proj = dense("proj", lead, inner, dim, kernel, bias)
     macs = 2 * stage.tokens * math.prod(stage.reduced_grid) * inner  # q·k and weights·v
@@ -358,9 +368,9 @@ def _global_attention(config: TwinsSVTConfig, stage: StageConfig, scheme: Scheme
 
 
 def _keys_and_values(
-    config: TwinsSVTConfig, stage: StageConfig, scheme: Scheme
+    config: TwinsSVTConfig, stage: StageConfig, width: int, scheme: Scheme
 ) -> tuple[ParamTree, ...]:
-    grid, dim, width, side = stage.reduced_grid, stage.dim, 2 * stage.inner_dim, stage.reduction
+    grid, dim, side = stage.reduced_grid, stage.dim, stage.reduction
     fan_in = side**2 * dim
     if config.reduce == "conv":
         kernel, bias = _conv_inits(scheme, fan_in, fan_out=side**2 * width)

@@ -111,7 +111,7 @@ def hf_config(config: CvTConfig) -> dict[str, Any]:
         "embed_dim": config.embed_dims,
         "num_heads": config.num_heads,
         "depth": config.depths,
-        "mlp_ratio": [mlp_ratio(stage.mlp_dim, stage.dim) for stage in stages],
+        "mlp_ratio": list(map(mlp_ratio, config.mlp_dims, config.embed_dims)),
         "attention_drop_rate": [config.attn_dropout_rate] * each,
         "drop_rate": [config.dropout_rate] * each,
         "drop_path_rate": [0.0] * (each - 1) + [config.drop_path_rate],
@@ -144,7 +144,7 @@ NORM_EPS = 1e-5
 
 def common_misfits(config: CvTConfig) -> Iterator[str]:
     """What neither the official model nor transformers' can be told to be."""
-    if any(stage.inner_dim != stage.dim for stage in config.stages):
+    if any(block.inner_dim != block.dim for stage in config.stages for block in stage.blocks):
         yield "heads that do not fill embed_dims"
     if config.attn_scale != "embed_dims":
         yield f"attn_scale={config.attn_scale}"
@@ -183,9 +183,10 @@ def vit_pytorch_misfits(config: CvTConfig) -> Iterator[str]:
     """What vit-pytorch's model cannot be told to be."""
     if len(config.stages) != 3:
         yield "another number of stages than 3"
-    if any(stage.head_dim != HEAD_DIM for stage in config.stages):
+    blocks = [block for stage in config.stages for block in stage.blocks]
+    if any(block.head_dim != HEAD_DIM for block in blocks):
         yield f"heads of another width than {HEAD_DIM}"
-    if any(stage.mlp_dim % stage.dim for stage in config.stages):
+    if any(block.mlp_dim % block.dim for block in blocks):
         yield "mlp_dims that are no multiples of embed_dims"
     if any(stage.patch_padding != stage.patch_size // 2 for stage in config.stages):
         yield "patch_paddings other than half of patch_sizes"

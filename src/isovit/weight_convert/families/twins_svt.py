@@ -83,7 +83,7 @@ NORM_EPS = 1e-5
 
 def timm_misfits(config: TwinsSVTConfig) -> Iterator[str]:
     """What timm's model cannot be told to be."""
-    if any(stage.inner_dim != stage.dim for stage in config.stages):
+    if any(block.inner_dim != block.dim for stage in config.stages for block in stage.blocks):
         yield "heads that do not fill embed_dims"
     if config.patch_embed != "conv_norm":
         yield f"patch_embed={config.patch_embed}"
@@ -111,9 +111,10 @@ def vit_pytorch_misfits(config: TwinsSVTConfig) -> Iterator[str]:
         yield "another number of stages than 4"
     if config.in_channels != 3:
         yield f"in_channels={config.in_channels}"
-    if any((stage.num_heads, stage.head_dim) != (8, 64) for stage in config.stages):
+    blocks = [block for stage in config.stages for block in stage.blocks]
+    if any((block.num_heads, block.head_dim) != (8, 64) for block in blocks):
         yield "other heads than 8 of width 64"
-    if any(stage.mlp_dim != 4 * stage.dim for stage in config.stages):
+    if any(block.mlp_dim != 4 * block.dim for block in blocks):
         yield "mlp_dims other than 4 * embed_dims"
     if config.patch_embed != "norm_linear_norm":
         yield f"patch_embed={config.patch_embed}"
@@ -122,8 +123,8 @@ def vit_pytorch_misfits(config: TwinsSVTConfig) -> Iterator[str]:
         yield "window_sizes of 0 elsewhere than in the last stage, or not there"
     elif any(stage.padded_grid != stage.grid for stage in windowed):
         yield "windows that do not tile the grid"
-    blocks = [len(stage.drop_path_rates) for stage in windowed]
-    if config.peg_after != (*(2 for _ in windowed), 1) or any(number % 2 for number in blocks):
+    depths = config.depths[:-1]
+    if config.peg_after != (*(2 for _ in windowed), 1) or any(depth % 2 for depth in depths):
         yield "peg_after other than the first pair of blocks, or a block without its pair"
     if config.reduce != "conv":
         yield f"reduce={config.reduce}"

@@ -17,18 +17,18 @@ from jaxtyping import Float
 
 from isovit.backends.flax.layers import (
     BatchNorm,
+    Block,
     Conv,
     DepthwiseConv,
-    DropPath,
     Fixed,
     Kinds,
     LayerNorm,
     Linear,
-    Mlp,
     attention,
     identity,
     split_heads,
 )
+from isovit.spec.blocks import BlockConfig
 from isovit.spec.families.cvt import CvTConfig, StageConfig
 
 
@@ -80,7 +80,7 @@ class ConvProjection(nnx.Module):
         self,
         config: CvTConfig,
         stage: StageConfig,
-        parts: int,
+        width: int,
         stride: int,
         *,
         of_keys: bool,
@@ -102,7 +102,7 @@ class ConvProjection(nnx.Module):
         self.norm = BatchNorm(
             dim, epsilon=config.batch_norm_eps, momentum=config.batch_norm_momentum, **kinds
         )
-        self.proj = Linear(dim, parts * stage.inner_dim, use_bias=config.qkv_bias, **kinds)
+        self.proj = Linear(dim, width, use_bias=config.qkv_bias, **kinds)
         if of_keys and config.qkv_bias:  # no softmax sees what all keys have in common
             fix_bias(self.proj)
         if of_keys and not stage.class_token:
@@ -126,24 +126,25 @@ class Attention(nnx.Module):
         self,
         config: CvTConfig,
         stage: StageConfig,
+        block: BlockConfig,
         *,
         dtype: DTypeLike,
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
         kinds = Kinds(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        project = partial(ConvProjection, config, stage, **kinds)
-        self.num_heads, self.scale, stride = stage.num_heads, stage.attn_scale, stage.kv_stride
+        project, inner = partial(ConvProjection, config, stage, **kinds), block.inner_dim
+        self.num_heads, self.scale, stride = block.num_heads, block.attn_scale, stage.kv_stride
         self.one_conv = config.kv_convs == "one"
-        self.q = project(1, 1, of_keys=False)
+        self.q = project(inner, 1, of_keys=False)
         if self.one_conv:
-            self.kv = project(2, stride, of_keys=False)
+            self.kv = project(2 * inner, stride, of_keys=False)
         else:
-            self.k = project(1, stride, of_keys=True)
-            self.v = project(1, stride, of_keys=False)
-        self.attn_dropout = nnx.Dropout(config.attn_dropout_rate, rngs=rngs)
-        self.proj = Linear(stage.inner_dim, stage.dim, use_bias=True, **kinds)
-        self.proj_dropout = nnx.Dropout(config.dropout_rate, rngs=rngs)
+            self.k = project(inner, stride, of_keys=True)
+            self.v = project(inner, stride, of_keys=False)
+        self.attn_dropout = nnx.Dropout(block.attn_dropout_rate, rngs=rngs)
+        self.proj = Linear(inner, stage.dim, use_bias=True, **kinds)
+        self.proj_dropout = nnx.Dropout(block.dropout_rate, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
         (q,) = split_heads(self.q(x), 1, self.num_heads)  # (batch, heads, tokens, head_dim)
@@ -155,34 +156,6 @@ class Attention(nnx.Module):
         y = attention(q, k, v, self.scale, self.attn_dropout)
         y = y.swapaxes(1, 2).reshape(*x.shape[:2], -1)  # (batch, tokens, heads * head_dim)
         return self.proj_dropout(self.proj(y))
-
-
-class Block(nnx.Module):
-    """Pre-norm block with stochastic depth."""
-
-    def __init__(
-        self,
-        config: CvTConfig,
-        stage: StageConfig,
-        index: int,
-        *,
-        dtype: DTypeLike,
-        param_dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ) -> None:
-        kinds = Kinds(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        dim, eps, rate = stage.dim, config.norm_eps, stage.drop_path_rates[index]
-        self.norm1 = LayerNorm(dim, epsilon=eps, **kinds)
-        self.attn = Attention(config, stage, **kinds)
-        self.drop_path1 = DropPath(rate, rngs=rngs)
-        self.norm2 = LayerNorm(dim, epsilon=eps, **kinds)
-        self.mlp = Mlp(dim, stage.mlp_dim, config.activation, config.dropout_rate, **kinds)
-        self.drop_path2 = DropPath(rate, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
-        x = x + self.drop_path2(self.mlp(self.norm2(x)))
-        return x
 
 
 class Stage(nnx.Module):
@@ -204,7 +177,10 @@ class Stage(nnx.Module):
         )
         self.dropout = nnx.Dropout(config.embed_dropout_rate, rngs=rngs)
         self.blocks = nnx.List(
-            [Block(config, stage, i, **kinds) for i in range(len(stage.drop_path_rates))]
+            [
+                Block(block, Attention(config, stage, block, **kinds), **kinds)
+                for block in stage.blocks
+            ]
         )
 
     def __call__(

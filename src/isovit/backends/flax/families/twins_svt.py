@@ -15,17 +15,17 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from isovit.backends.flax.layers import (
+    Block,
     Conv,
     DepthwiseConv,
-    DropPath,
     Kinds,
     LayerNorm,
     Linear,
-    Mlp,
     attention,
     identity,
     split_heads,
 )
+from isovit.spec.blocks import BlockConfig
 from isovit.spec.families.twins_svt import StageConfig, TwinsSVTConfig
 
 
@@ -120,22 +120,22 @@ class LocalAttention(nnx.Module):
 
     def __init__(
         self,
-        config: TwinsSVTConfig,
         stage: StageConfig,
+        block: BlockConfig,
         *,
         dtype: DTypeLike,
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
         linear = partial(Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        inner = stage.inner_dim
+        inner = block.inner_dim
         self.grid, self.padded_grid = stage.grid, stage.padded_grid
-        self.window_size, self.num_heads = stage.window_size, stage.num_heads
-        self.scale = stage.head_dim**-0.5
-        self.qkv = linear(stage.dim, 3 * inner, use_bias=config.qkv_bias)
-        self.attn_dropout = nnx.Dropout(config.local_attn_dropout_rate, rngs=rngs)
+        self.window_size, self.num_heads = stage.window_size, block.num_heads
+        self.scale = block.attn_scale
+        self.qkv = linear(stage.dim, 3 * inner, use_bias=block.qkv_bias)
+        self.attn_dropout = nnx.Dropout(block.attn_dropout_rate, rngs=rngs)
         self.proj = linear(inner, stage.dim, use_bias=True)
-        self.proj_dropout = nnx.Dropout(config.dropout_rate, rngs=rngs)
+        self.proj_dropout = nnx.Dropout(block.dropout_rate, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
         (batch, tokens, dim), (rows, columns) = x.shape, self.grid
@@ -158,28 +158,29 @@ class GlobalAttention(nnx.Module):
         self,
         config: TwinsSVTConfig,
         stage: StageConfig,
+        block: BlockConfig,
         *,
         dtype: DTypeLike,
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
         kinds = Kinds(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        dim, inner, side = stage.dim, stage.inner_dim, (stage.reduction, stage.reduction)
+        dim, inner, side = stage.dim, block.inner_dim, (stage.reduction, stage.reduction)
         by_conv = config.reduce == "conv"
         reduces = not by_conv and stage.reduction > 1
         squares = partial(Conv, dim, kernel_size=side, stride=side, padding=(0, 0), **kinds)
-        self.grid, self.num_heads, self.scale = stage.grid, stage.num_heads, stage.head_dim**-0.5
-        self.q = Linear(dim, inner, use_bias=config.qkv_bias, **kinds)
+        self.grid, self.num_heads, self.scale = stage.grid, block.num_heads, block.attn_scale
+        self.q = Linear(dim, inner, use_bias=block.qkv_bias, **kinds)
         self.reduce = squares(dim, use_bias=True) if reduces else identity
         self.norm = LayerNorm(dim, epsilon=config.reduce_norm_eps, **kinds) if reduces else identity
         self.kv = (
-            squares(2 * inner, use_bias=config.qkv_bias)
+            squares(2 * inner, use_bias=block.qkv_bias)
             if by_conv
-            else Linear(dim, 2 * inner, use_bias=config.qkv_bias, **kinds)
+            else Linear(dim, 2 * inner, use_bias=block.qkv_bias, **kinds)
         )
-        self.attn_dropout = nnx.Dropout(config.global_attn_dropout_rate, rngs=rngs)
+        self.attn_dropout = nnx.Dropout(block.attn_dropout_rate, rngs=rngs)
         self.proj = Linear(inner, dim, use_bias=True, **kinds)
-        self.proj_dropout = nnx.Dropout(config.dropout_rate, rngs=rngs)
+        self.proj_dropout = nnx.Dropout(block.dropout_rate, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
         batch, tokens, dim = x.shape
@@ -191,35 +192,6 @@ class GlobalAttention(nnx.Module):
         x = attention(q, k, v, self.scale, self.attn_dropout)
         x = x.swapaxes(1, 2).reshape(batch, tokens, -1)  # (batch, tokens, heads * head_dim)
         return self.proj_dropout(self.proj(x))
-
-
-class Block(nnx.Module):
-    """Pre-norm block over either attention, eq. 1, with stochastic depth."""
-
-    def __init__(
-        self,
-        config: TwinsSVTConfig,
-        stage: StageConfig,
-        index: int,
-        *,
-        dtype: DTypeLike,
-        param_dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ) -> None:
-        kinds = Kinds(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        dim, eps, rate = stage.dim, config.norm_eps, stage.drop_path_rates[index]
-        attn = LocalAttention if stage.is_local(index) else GlobalAttention
-        self.norm1 = LayerNorm(dim, epsilon=eps, **kinds)
-        self.attn = attn(config, stage, **kinds)
-        self.drop_path1 = DropPath(rate, rngs=rngs)
-        self.norm2 = LayerNorm(dim, epsilon=eps, **kinds)
-        self.mlp = Mlp(dim, stage.mlp_dim, config.activation, config.dropout_rate, **kinds)
-        self.drop_path2 = DropPath(rate, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
-        x = x + self.drop_path2(self.mlp(self.norm2(x)))
-        return x
 
 
 class PEG(nnx.Module):
@@ -256,7 +228,7 @@ class PEG(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Patch embedding, blocks, and the positional encoding behind the first of them."""
+    """Patch embedding, blocks, eq. 1, and the positional encoding behind the first of them."""
 
     def __init__(
         self,
@@ -271,9 +243,14 @@ class Stage(nnx.Module):
         self.grid, self.peg_after = stage.grid, stage.peg_after
         self.patch_embed = PATCH_EMBEDS[config.patch_embed](config, stage, **kinds)
         self.dropout = nnx.Dropout(config.embed_dropout_rate, rngs=rngs)
-        self.blocks = nnx.List(
-            [Block(config, stage, i, **kinds) for i in range(len(stage.drop_path_rates))]
-        )
+        self.blocks = nnx.List([])
+        for i, block in enumerate(stage.blocks):
+            attn = (
+                LocalAttention(stage, block, **kinds)
+                if stage.is_local(i)
+                else GlobalAttention(config, stage, block, **kinds)
+            )
+            self.blocks.append(Block(block, attn, **kinds))
         self.peg = PEG(config, stage, **kinds)
 
     def __call__(

@@ -14,18 +14,18 @@ from keras import ops
 
 from isovit.backends.keras.layers import (
     BatchNorm,
+    Block,
     Conv,
     DepthwiseConv,
-    DropPath,
     DType,
     Linear,
-    Mlp,
     SpecModel,
     Tensor,
     attention,
     layer_norm,
     split_heads,
 )
+from isovit.spec.blocks import BlockConfig
 from isovit.spec.families.cvt import CvTConfig, StageConfig
 
 
@@ -78,7 +78,7 @@ class ConvProjection(keras.layers.Layer):
         self,
         config: CvTConfig,
         stage: StageConfig,
-        parts: int,
+        width: int,
         stride: int,
         *,
         of_keys: bool,
@@ -103,9 +103,7 @@ class ConvProjection(keras.layers.Layer):
             name="norm",
             dtype=dtype,
         )
-        self.proj = Linear(
-            parts * stage.inner_dim, use_bias=config.qkv_bias, name="proj", dtype=dtype
-        )
+        self.proj = Linear(width, use_bias=config.qkv_bias, name="proj", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         dim = input_shape[-1]
@@ -133,30 +131,36 @@ class Attention(keras.layers.Layer):
     """Attention whose q, k and v are projected by convolutions; section 3.2."""
 
     def __init__(
-        self, config: CvTConfig, stage: StageConfig, *, name: str, dtype: DType = None
+        self,
+        config: CvTConfig,
+        stage: StageConfig,
+        block: BlockConfig,
+        *,
+        name: str,
+        dtype: DType = None,
     ) -> None:
         super().__init__(name=name, dtype=dtype)
-        dtype, self.inner = self.dtype_policy, stage.inner_dim
-        self.num_heads, self.scale, stride = stage.num_heads, stage.attn_scale, stage.kv_stride
+        dtype, self.inner = self.dtype_policy, block.inner_dim
+        self.num_heads, self.scale, stride = block.num_heads, block.attn_scale, stage.kv_stride
         self.one_conv = config.kv_convs == "one"
 
-        def project(name: str, parts: int, stride: int, *, of_keys: bool) -> ConvProjection:
+        def project(name: str, width: int, stride: int, *, of_keys: bool) -> ConvProjection:
             return ConvProjection(
-                config, stage, parts, stride, of_keys=of_keys, name=name, dtype=dtype
+                config, stage, width, stride, of_keys=of_keys, name=name, dtype=dtype
             )
 
-        self.q = project("q", 1, 1, of_keys=False)
+        self.q = project("q", self.inner, 1, of_keys=False)
         if self.one_conv:
-            self.kv = project("kv", 2, stride, of_keys=False)
+            self.kv = project("kv", 2 * self.inner, stride, of_keys=False)
         else:
-            self.k = project("k", 1, stride, of_keys=True)
-            self.v = project("v", 1, stride, of_keys=False)
+            self.k = project("k", self.inner, stride, of_keys=True)
+            self.v = project("v", self.inner, stride, of_keys=False)
         self.attn_dropout = keras.layers.Dropout(
-            config.attn_dropout_rate, name="attn_dropout", dtype=dtype
+            block.attn_dropout_rate, name="attn_dropout", dtype=dtype
         )
         self.proj = Linear(stage.dim, use_bias=True, name="proj", dtype=dtype)
         self.proj_dropout = keras.layers.Dropout(
-            config.dropout_rate, name="proj_dropout", dtype=dtype
+            block.dropout_rate, name="proj_dropout", dtype=dtype
         )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -182,40 +186,6 @@ class Attention(keras.layers.Layer):
         return self.proj_dropout(self.proj(x), training=training)
 
 
-class Block(keras.layers.Layer):
-    """Pre-norm block with stochastic depth."""
-
-    def __init__(
-        self, config: CvTConfig, stage: StageConfig, index: int, *, name: str, dtype: DType = None
-    ) -> None:
-        super().__init__(name=name, dtype=dtype)
-        dtype, eps, rate = self.dtype_policy, config.norm_eps, stage.drop_path_rates[index]
-        self.norm1 = layer_norm(eps, name="norm1", dtype=dtype)
-        self.attn = Attention(config, stage, name="attn", dtype=dtype)
-        self.drop_path1 = DropPath(rate, name="drop_path1", dtype=dtype)
-        self.norm2 = layer_norm(eps, name="norm2", dtype=dtype)
-        self.mlp = Mlp(
-            stage.dim,
-            stage.mlp_dim,
-            config.activation,
-            config.dropout_rate,
-            name="mlp",
-            dtype=dtype,
-        )
-        self.drop_path2 = DropPath(rate, name="drop_path2", dtype=dtype)
-
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        for layer in (self.norm1, self.attn, self.norm2, self.mlp):
-            layer.build(input_shape)
-
-    def call(
-        self, x: Float[Tensor, "batch tokens dim"], training: bool | None = None
-    ) -> Float[Tensor, "batch tokens dim"]:
-        x = x + self.drop_path1(self.attn(self.norm1(x), training=training), training=training)
-        x = x + self.drop_path2(self.mlp(self.norm2(x), training=training), training=training)
-        return x
-
-
 class Stage(keras.layers.Layer):
     """Embedding, class token and blocks."""
 
@@ -228,8 +198,13 @@ class Stage(keras.layers.Layer):
         self.patch_embed = ConvEmbed(config, stage, name="patch_embed", dtype=dtype)
         self.dropout = keras.layers.Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
         self.blocks = [
-            Block(config, stage, i, name=f"blocks_{i}", dtype=dtype)
-            for i in range(len(stage.drop_path_rates))
+            Block(
+                block,
+                Attention(config, stage, block, name="attn", dtype=dtype),
+                name=f"blocks_{i}",
+                dtype=dtype,
+            )
+            for i, block in enumerate(stage.blocks)
         ]
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

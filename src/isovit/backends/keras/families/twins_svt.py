@@ -13,18 +13,18 @@ from jaxtyping import Float
 from keras import ops
 
 from isovit.backends.keras.layers import (
+    Block,
     Conv,
     DepthwiseConv,
-    DropPath,
     DType,
     Linear,
-    Mlp,
     SpecModel,
     Tensor,
     attention,
     layer_norm,
     split_heads,
 )
+from isovit.spec.blocks import BlockConfig
 from isovit.spec.families.twins_svt import StageConfig, TwinsSVTConfig
 
 
@@ -119,20 +119,20 @@ class LocalAttention(keras.layers.Layer):
     """
 
     def __init__(
-        self, config: TwinsSVTConfig, stage: StageConfig, *, name: str, dtype: DType = None
+        self, stage: StageConfig, block: BlockConfig, *, name: str, dtype: DType = None
     ) -> None:
         super().__init__(name=name, dtype=dtype)
-        dtype, self.inner = self.dtype_policy, stage.inner_dim
+        dtype, self.inner = self.dtype_policy, block.inner_dim
         self.grid, self.padded_grid = stage.grid, stage.padded_grid
-        self.window_size, self.num_heads = stage.window_size, stage.num_heads
-        self.scale = stage.head_dim**-0.5
-        self.qkv = Linear(3 * self.inner, use_bias=config.qkv_bias, name="qkv", dtype=dtype)
+        self.window_size, self.num_heads = stage.window_size, block.num_heads
+        self.scale = block.attn_scale
+        self.qkv = Linear(3 * self.inner, use_bias=block.qkv_bias, name="qkv", dtype=dtype)
         self.attn_dropout = keras.layers.Dropout(
-            config.local_attn_dropout_rate, name="attn_dropout", dtype=dtype
+            block.attn_dropout_rate, name="attn_dropout", dtype=dtype
         )
         self.proj = Linear(stage.dim, use_bias=True, name="proj", dtype=dtype)
         self.proj_dropout = keras.layers.Dropout(
-            config.dropout_rate, name="proj_dropout", dtype=dtype
+            block.dropout_rate, name="proj_dropout", dtype=dtype
         )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -160,16 +160,22 @@ class GlobalAttention(keras.layers.Layer):
     """Attention of every token to a summary of each square of tokens, GSA; section 3.2, eq. 2."""
 
     def __init__(
-        self, config: TwinsSVTConfig, stage: StageConfig, *, name: str, dtype: DType = None
+        self,
+        config: TwinsSVTConfig,
+        stage: StageConfig,
+        block: BlockConfig,
+        *,
+        name: str,
+        dtype: DType = None,
     ) -> None:
         super().__init__(name=name, dtype=dtype)
-        dtype, bias = self.dtype_policy, config.qkv_bias
-        dim, self.inner, side = stage.dim, stage.inner_dim, (stage.reduction, stage.reduction)
+        dtype, bias = self.dtype_policy, block.qkv_bias
+        dim, self.inner, side = stage.dim, block.inner_dim, (stage.reduction, stage.reduction)
         by_conv = config.reduce == "conv"
         reduces = not by_conv and stage.reduction > 1
         squares = partial(Conv, kernel_size=side, stride=side, padding=(0, 0), dtype=dtype)
         self.grid, self.reduced_grid = stage.grid, stage.reduced_grid
-        self.num_heads, self.scale = stage.num_heads, stage.head_dim**-0.5
+        self.num_heads, self.scale = block.num_heads, block.attn_scale
         self.q = Linear(self.inner, use_bias=bias, name="q", dtype=dtype)
         self.reduce = (
             squares(dim, use_bias=True, name="reduce")
@@ -187,11 +193,11 @@ class GlobalAttention(keras.layers.Layer):
             else Linear(2 * self.inner, use_bias=bias, name="kv", dtype=dtype)
         )
         self.attn_dropout = keras.layers.Dropout(
-            config.global_attn_dropout_rate, name="attn_dropout", dtype=dtype
+            block.attn_dropout_rate, name="attn_dropout", dtype=dtype
         )
         self.proj = Linear(dim, use_bias=True, name="proj", dtype=dtype)
         self.proj_dropout = keras.layers.Dropout(
-            config.dropout_rate, name="proj_dropout", dtype=dtype
+            block.dropout_rate, name="proj_dropout", dtype=dtype
         )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -214,47 +220,6 @@ class GlobalAttention(keras.layers.Layer):
         x = ops.swapaxes(x, 1, 2)  # (batch, tokens, heads, head_dim)
         x = ops.reshape(x, (-1, tokens, self.inner))
         return self.proj_dropout(self.proj(x), training=training)
-
-
-class Block(keras.layers.Layer):
-    """Pre-norm block over either attention, eq. 1, with stochastic depth."""
-
-    def __init__(
-        self,
-        config: TwinsSVTConfig,
-        stage: StageConfig,
-        index: int,
-        *,
-        name: str,
-        dtype: DType = None,
-    ) -> None:
-        super().__init__(name=name, dtype=dtype)
-        dtype, eps, rate = self.dtype_policy, config.norm_eps, stage.drop_path_rates[index]
-        attn = LocalAttention if stage.is_local(index) else GlobalAttention
-        self.norm1 = layer_norm(eps, name="norm1", dtype=dtype)
-        self.attn = attn(config, stage, name="attn", dtype=dtype)
-        self.drop_path1 = DropPath(rate, name="drop_path1", dtype=dtype)
-        self.norm2 = layer_norm(eps, name="norm2", dtype=dtype)
-        self.mlp = Mlp(
-            stage.dim,
-            stage.mlp_dim,
-            config.activation,
-            config.dropout_rate,
-            name="mlp",
-            dtype=dtype,
-        )
-        self.drop_path2 = DropPath(rate, name="drop_path2", dtype=dtype)
-
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        for layer in (self.norm1, self.attn, self.norm2, self.mlp):
-            layer.build(input_shape)
-
-    def call(
-        self, x: Float[Tensor, "batch tokens dim"], training: bool | None = None
-    ) -> Float[Tensor, "batch tokens dim"]:
-        x = x + self.drop_path1(self.attn(self.norm1(x), training=training), training=training)
-        x = x + self.drop_path2(self.mlp(self.norm2(x), training=training), training=training)
-        return x
 
 
 class PEG(keras.layers.Layer):
@@ -288,7 +253,7 @@ class PEG(keras.layers.Layer):
 
 
 class Stage(keras.layers.Layer):
-    """Patch embedding, blocks, and the positional encoding behind the first of them."""
+    """Patch embedding, blocks, eq. 1, and the positional encoding behind the first of them."""
 
     def __init__(
         self, config: TwinsSVTConfig, stage: StageConfig, *, name: str, dtype: DType = None
@@ -301,10 +266,14 @@ class Stage(keras.layers.Layer):
             config, stage, name="patch_embed", dtype=dtype
         )
         self.dropout = keras.layers.Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
-        self.blocks = [
-            Block(config, stage, i, name=f"blocks_{i}", dtype=dtype)
-            for i in range(len(stage.drop_path_rates))
-        ]
+        self.blocks = []
+        for i, block in enumerate(stage.blocks):
+            attn = (
+                LocalAttention(stage, block, name="attn", dtype=dtype)
+                if stage.is_local(i)
+                else GlobalAttention(config, stage, block, name="attn", dtype=dtype)
+            )
+            self.blocks.append(Block(block, attn, name=f"blocks_{i}", dtype=dtype))
         self.peg = PEG(config, stage, name="peg", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

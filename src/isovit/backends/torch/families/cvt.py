@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from isovit.backends.torch.layers import (
     BatchNorm,
+    Block,
     Conv,
     DepthwiseConv,
-    DropPath,
     Linear,
-    Mlp,
     attention,
     split_heads,
 )
+from isovit.spec.blocks import BlockConfig
 from isovit.spec.families.cvt import CvTConfig, StageConfig
 
 
@@ -58,7 +58,7 @@ class ConvProjection(nn.Module):
     """
 
     def __init__(
-        self, config: CvTConfig, stage: StageConfig, parts: int, stride: int, *, of_keys: bool
+        self, config: CvTConfig, stage: StageConfig, width: int, stride: int, *, of_keys: bool
     ) -> None:
         super().__init__()
         dim, side = stage.dim, stage.kernel_size
@@ -71,7 +71,7 @@ class ConvProjection(nn.Module):
             bias=False,
         )
         self.norm = BatchNorm(dim, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
-        self.proj = Linear(dim, parts * stage.inner_dim, bias=config.qkv_bias)
+        self.proj = Linear(dim, width, bias=config.qkv_bias)
         if of_keys and config.qkv_bias:  # no softmax sees what all keys have in common
             fix_bias(self.proj)
         if of_keys and not stage.class_token:
@@ -90,19 +90,20 @@ class ConvProjection(nn.Module):
 class Attention(nn.Module):
     """Attention whose q, k and v are projected by convolutions; section 3.2."""
 
-    def __init__(self, config: CvTConfig, stage: StageConfig) -> None:
+    def __init__(self, config: CvTConfig, stage: StageConfig, block: BlockConfig) -> None:
         super().__init__()
-        self.num_heads, self.scale, stride = stage.num_heads, stage.attn_scale, stage.kv_stride
+        inner = block.inner_dim
+        self.num_heads, self.scale, stride = block.num_heads, block.attn_scale, stage.kv_stride
         self.one_conv = config.kv_convs == "one"
-        self.q = ConvProjection(config, stage, 1, 1, of_keys=False)
+        self.q = ConvProjection(config, stage, inner, 1, of_keys=False)
         if self.one_conv:
-            self.kv = ConvProjection(config, stage, 2, stride, of_keys=False)
+            self.kv = ConvProjection(config, stage, 2 * inner, stride, of_keys=False)
         else:
-            self.k = ConvProjection(config, stage, 1, stride, of_keys=True)
-            self.v = ConvProjection(config, stage, 1, stride, of_keys=False)
-        self.attn_dropout = nn.Dropout(config.attn_dropout_rate)
-        self.proj = Linear(stage.inner_dim, stage.dim, bias=True)
-        self.proj_dropout = nn.Dropout(config.dropout_rate)
+            self.k = ConvProjection(config, stage, inner, stride, of_keys=True)
+            self.v = ConvProjection(config, stage, inner, stride, of_keys=False)
+        self.attn_dropout = nn.Dropout(block.attn_dropout_rate)
+        self.proj = Linear(inner, stage.dim, bias=True)
+        self.proj_dropout = nn.Dropout(block.dropout_rate)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         (q,) = split_heads(self.q(x), 1, self.num_heads)  # (batch, heads, tokens, head_dim)
@@ -116,25 +117,6 @@ class Attention(nn.Module):
         return self.proj_dropout(self.proj(x))
 
 
-class Block(nn.Module):
-    """Pre-norm block with stochastic depth."""
-
-    def __init__(self, config: CvTConfig, stage: StageConfig, index: int) -> None:
-        super().__init__()
-        dim, eps, rate = stage.dim, config.norm_eps, stage.drop_path_rates[index]
-        self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.attn = Attention(config, stage)
-        self.drop_path1 = DropPath(rate)
-        self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, stage.mlp_dim, config.activation, config.dropout_rate)
-        self.drop_path2 = DropPath(rate)
-
-    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
-        x = x + self.drop_path2(self.mlp(self.norm2(x)))
-        return x
-
-
 class Stage(nn.Module):
     """Embedding, class token and blocks."""
 
@@ -144,7 +126,7 @@ class Stage(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, stage.dim)) if stage.class_token else None
         self.dropout = nn.Dropout(config.embed_dropout_rate)
         self.blocks = nn.ModuleList(
-            Block(config, stage, i) for i in range(len(stage.drop_path_rates))
+            Block(block, Attention(config, stage, block)) for block in stage.blocks
         )
 
     def forward(

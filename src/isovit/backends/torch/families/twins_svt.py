@@ -13,14 +13,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from isovit.backends.torch.layers import (
+    Block,
     Conv,
     DepthwiseConv,
-    DropPath,
     Linear,
-    Mlp,
     attention,
     split_heads,
 )
+from isovit.spec.blocks import BlockConfig
 from isovit.spec.families.twins_svt import StageConfig, TwinsSVTConfig
 
 
@@ -94,16 +94,16 @@ class LocalAttention(nn.Module):
     Rows and columns of zeros fill the last windows; their keys and values are the biases.
     """
 
-    def __init__(self, config: TwinsSVTConfig, stage: StageConfig) -> None:
+    def __init__(self, stage: StageConfig, block: BlockConfig) -> None:
         super().__init__()
-        inner = stage.inner_dim
+        inner = block.inner_dim
         self.grid, self.padded_grid = stage.grid, stage.padded_grid
-        self.window_size, self.num_heads = stage.window_size, stage.num_heads
-        self.scale = stage.head_dim**-0.5
-        self.qkv = Linear(stage.dim, 3 * inner, bias=config.qkv_bias)
-        self.attn_dropout = nn.Dropout(config.local_attn_dropout_rate)
+        self.window_size, self.num_heads = stage.window_size, block.num_heads
+        self.scale = block.attn_scale
+        self.qkv = Linear(stage.dim, 3 * inner, bias=block.qkv_bias)
+        self.attn_dropout = nn.Dropout(block.attn_dropout_rate)
         self.proj = Linear(inner, stage.dim, bias=True)
-        self.proj_dropout = nn.Dropout(config.dropout_rate)
+        self.proj_dropout = nn.Dropout(block.dropout_rate)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         (rows, columns), (padded_rows, padded_columns) = self.grid, self.padded_grid
@@ -121,24 +121,24 @@ class LocalAttention(nn.Module):
 class GlobalAttention(nn.Module):
     """Attention of every token to a summary of each square of tokens, GSA; section 3.2, eq. 2."""
 
-    def __init__(self, config: TwinsSVTConfig, stage: StageConfig) -> None:
+    def __init__(self, config: TwinsSVTConfig, stage: StageConfig, block: BlockConfig) -> None:
         super().__init__()
-        dim, inner, side = stage.dim, stage.inner_dim, (stage.reduction, stage.reduction)
+        dim, inner, side = stage.dim, block.inner_dim, (stage.reduction, stage.reduction)
         by_conv = config.reduce == "conv"
         reduces = not by_conv and stage.reduction > 1
         squares = partial(Conv, dim, kernel_size=side, stride=side, padding=(0, 0))
-        self.grid, self.num_heads, self.scale = stage.grid, stage.num_heads, stage.head_dim**-0.5
-        self.q = Linear(dim, inner, bias=config.qkv_bias)
+        self.grid, self.num_heads, self.scale = stage.grid, block.num_heads, block.attn_scale
+        self.q = Linear(dim, inner, bias=block.qkv_bias)
         self.reduce = squares(dim, bias=True) if reduces else nn.Identity()
         self.norm = nn.LayerNorm(dim, eps=config.reduce_norm_eps) if reduces else nn.Identity()
         self.kv = (
-            squares(2 * inner, bias=config.qkv_bias)
+            squares(2 * inner, bias=block.qkv_bias)
             if by_conv
-            else Linear(dim, 2 * inner, bias=config.qkv_bias)
+            else Linear(dim, 2 * inner, bias=block.qkv_bias)
         )
-        self.attn_dropout = nn.Dropout(config.global_attn_dropout_rate)
+        self.attn_dropout = nn.Dropout(block.attn_dropout_rate)
         self.proj = Linear(inner, dim, bias=True)
-        self.proj_dropout = nn.Dropout(config.dropout_rate)
+        self.proj_dropout = nn.Dropout(block.dropout_rate)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         (q,) = split_heads(self.q(x), 1, self.num_heads)  # (batch, heads, tokens, head_dim)
@@ -148,26 +148,6 @@ class GlobalAttention(nn.Module):
         x = attention(q, k, v, self.scale, self.attn_dropout)
         x = x.transpose(1, 2).flatten(2)  # (batch, tokens, heads * head_dim)
         return self.proj_dropout(self.proj(x))
-
-
-class Block(nn.Module):
-    """Pre-norm block over either attention, eq. 1, with stochastic depth."""
-
-    def __init__(self, config: TwinsSVTConfig, stage: StageConfig, index: int) -> None:
-        super().__init__()
-        dim, eps, rate = stage.dim, config.norm_eps, stage.drop_path_rates[index]
-        attn = LocalAttention if stage.is_local(index) else GlobalAttention
-        self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.attn = attn(config, stage)
-        self.drop_path1 = DropPath(rate)
-        self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, stage.mlp_dim, config.activation, config.dropout_rate)
-        self.drop_path2 = DropPath(rate)
-
-    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
-        x = x + self.drop_path2(self.mlp(self.norm2(x)))
-        return x
 
 
 class PEG(nn.Module):
@@ -193,16 +173,18 @@ class PEG(nn.Module):
 
 
 class Stage(nn.Module):
-    """Patch embedding, blocks, and the positional encoding behind the first of them."""
+    """Patch embedding, blocks, eq. 1, and the positional encoding behind the first of them."""
 
     def __init__(self, config: TwinsSVTConfig, stage: StageConfig) -> None:
         super().__init__()
         self.grid, self.peg_after = stage.grid, stage.peg_after
         self.patch_embed = PATCH_EMBEDS[config.patch_embed](config, stage)
         self.dropout = nn.Dropout(config.embed_dropout_rate)
-        self.blocks = nn.ModuleList(
-            Block(config, stage, i) for i in range(len(stage.drop_path_rates))
-        )
+        self.blocks = nn.ModuleList()
+        for i, block in enumerate(stage.blocks):
+            local = stage.is_local(i)
+            attn = LocalAttention(stage, block) if local else GlobalAttention(config, stage, block)
+            self.blocks.append(Block(block, attn))
         self.peg = PEG(config, stage)
 
     def forward(
