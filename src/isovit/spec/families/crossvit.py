@@ -32,6 +32,7 @@ from isovit.spec.config import (
     Rate,
     require,
 )
+from isovit.spec.families.vit import ViTConfig, patch_embed
 from isovit.spec.param import (
     Param,
     ParamTree,
@@ -101,11 +102,6 @@ class Branch:
     def tokens(self) -> int:
         """Number of tokens: the class token and the patches."""
         return 1 + math.prod(self.grid)
-
-    @property
-    def patch_dim(self) -> int:
-        """Numbers in a flattened patch."""
-        return self.patch_size**2 * self.in_channels
 
     @property
     def corner(self) -> tuple[int, int]:
@@ -275,6 +271,19 @@ class CrossViTConfig(Config, frozen=True, kw_only=True, tag="crossvit"):
         """The numbers of each branch."""
         return self._branch(0), self._branch(1)
 
+    def stem(self, branch: Branch) -> ViTConfig:
+        """The patch embedding of a branch, where it is that of a ViT, as the config of one."""
+        return ViTConfig(
+            image_size=branch.image_size,
+            in_channels=self.in_channels,
+            preprocess=self.preprocess,
+            patch_size=(branch.patch_size, branch.patch_size),
+            patch_embed="conv" if self.patch_embed == "conv" else "norm_linear_norm",
+            embed_dim=branch.dim,
+            num_heads=1,  # it has no blocks
+            norm_eps=self.norm_eps,
+        )
+
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The numbers of each stage."""
@@ -361,17 +370,17 @@ def param_tree(config: CrossViTConfig) -> ParamTree:
 
 
 def _embed(config: CrossViTConfig, branch: Branch, scheme: Scheme) -> ParamTree:
-    make = {
-        "conv": _conv_patch_embed,
-        "conv_stem": _conv_stem,
-        "norm_linear_norm": _norm_linear_norm_patch_embed,
-    }[config.patch_embed]
+    embed = (
+        _conv_stem(branch, scheme)
+        if config.patch_embed == "conv_stem"
+        else patch_embed(config.stem(branch), scheme)
+    )
     params = (
         Param("cls_token", (1, 1, branch.dim), Role.OWN, scheme.class_token()),
         Param("pos_embed", (1, branch.tokens, branch.dim), Role.OWN, scheme.positions()),
     )
     resize = (_resize(branch),) if branch.scaling == "bicubic" else ()  # a crop computes nothing
-    children = (*resize, make(branch, scheme))
+    children = (*resize, embed)
     return ParamTree("embed", params, children, output=(branch.tokens, branch.dim))
 
 
@@ -380,13 +389,6 @@ def _resize(branch: Branch) -> ParamTree:
     output = (rows, columns, branch.in_channels)
     macs = rows * width * (height + columns) * branch.in_channels  # by rows, then by columns
     return ParamTree("resize", output=output, own_macs=macs)
-
-
-def _conv_patch_embed(branch: Branch, scheme: Scheme) -> ParamTree:
-    kernel, bias = scheme.conv_kernel(branch.patch_dim), scheme.conv_bias(branch.patch_dim)
-    size = (branch.patch_size, branch.patch_size)
-    proj = conv("proj", branch.grid, size, branch.in_channels, branch.dim, kernel, bias)
-    return ParamTree("patch_embed", children=(proj,), output=(branch.tokens - 1, branch.dim))
 
 
 def _conv_stem(branch: Branch, scheme: Scheme) -> ParamTree:
@@ -400,17 +402,6 @@ def _conv_stem(branch: Branch, scheme: Scheme) -> ParamTree:
         children.append(conv(f"conv{i + 1}", grid, shape.kernel_size, in_dim, dim, kernel, bias))
         in_dim = dim
     return ParamTree("patch_embed", children=tuple(children), output=(rows * columns, in_dim))
-
-
-def _norm_linear_norm_patch_embed(branch: Branch, scheme: Scheme) -> ParamTree:
-    lead, patch_dim, dim = (branch.tokens - 1,), branch.patch_dim, branch.dim
-    kernel, bias = scheme.dense_kernel(patch_dim, dim), scheme.dense_bias(patch_dim)
-    children = (
-        layer_norm("norm1", lead, patch_dim),
-        dense("proj", lead, patch_dim, dim, kernel, bias),
-        layer_norm("norm2", lead, dim),
-    )
-    return ParamTree("patch_embed", children=children, output=(*lead, dim))
 
 
 def _stage(config: CrossViTConfig, stage: Stage, scheme: Scheme) -> ParamTree:

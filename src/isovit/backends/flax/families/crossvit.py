@@ -15,6 +15,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from isovit.backends.flax.families.vit import PATCH_EMBEDS
 from isovit.backends.flax.layers import (
     ACTIVATIONS,
     Block,
@@ -60,48 +61,11 @@ class CentreCrop(nnx.Module):
         return images[:, top : top + rows, left : left + columns]
 
 
-class ConvPatchEmbed(nnx.Module):
-    """A convolution whose stride is its kernel."""
-
-    def __init__(
-        self,
-        config: CrossViTConfig,
-        branch: Branch,
-        *,
-        dtype: DTypeLike,
-        param_dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ) -> None:
-        self.proj = Conv(
-            branch.in_channels,
-            branch.dim,
-            kernel_size=(branch.patch_size, branch.patch_size),
-            stride=(branch.patch_size, branch.patch_size),
-            padding=(0, 0),
-            use_bias=True,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
-
-    def __call__(
-        self, images: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch tokens dim"]:
-        x = self.proj(images)  # (batch, rows, columns, dim)
-        return x.reshape(x.shape[0], -1, x.shape[-1])
-
-
 class ConvStem(nnx.Module):
     """Three convolutions that together have the stride of a patch; the models marked †."""
 
     def __init__(
-        self,
-        config: CrossViTConfig,
-        branch: Branch,
-        *,
-        dtype: DTypeLike,
-        param_dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        self, branch: Branch, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
         kinds = Kinds(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         dim1, dim2, dim3 = branch.stem_dims
@@ -119,41 +83,7 @@ class ConvStem(nnx.Module):
         return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
-class NormLinearNormPatchEmbed(nnx.Module):
-    """LayerNorm, dense, LayerNorm over patches flattened as (height, width, channel)."""
-
-    def __init__(
-        self,
-        config: CrossViTConfig,
-        branch: Branch,
-        *,
-        dtype: DTypeLike,
-        param_dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ) -> None:
-        kinds = Kinds(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.patch_size, self.grid = branch.patch_size, branch.grid
-        self.norm1 = LayerNorm(branch.patch_dim, epsilon=config.norm_eps, **kinds)
-        self.proj = Linear(branch.patch_dim, branch.dim, use_bias=True, **kinds)
-        self.norm2 = LayerNorm(branch.dim, epsilon=config.norm_eps, **kinds)
-
-    def __call__(
-        self, images: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch tokens dim"]:
-        side, (rows, columns) = self.patch_size, self.grid
-        batch, channels = images.shape[0], images.shape[-1]
-        x = images.reshape(batch, rows, side, columns, side, channels)
-        x = x.swapaxes(2, 3)  # (batch, rows, columns, side, side, channels)
-        x = x.reshape(batch, rows * columns, -1)  # (batch, patches, side * side * channels)
-        return self.norm2(self.proj(self.norm1(x)))
-
-
 RESIZES = {"bicubic": BicubicResize, "crop": CentreCrop}
-PATCH_EMBEDS = {
-    "conv": ConvPatchEmbed,
-    "conv_stem": ConvStem,
-    "norm_linear_norm": NormLinearNormPatchEmbed,
-}
 
 
 class BranchEmbed(nnx.Module):
@@ -172,7 +102,11 @@ class BranchEmbed(nnx.Module):
         self.dtype = dtype
         resized = branch.scaling != "none"
         self.resize = RESIZES[branch.scaling](branch) if resized else identity
-        self.patch_embed = PATCH_EMBEDS[config.patch_embed](config, branch, **kinds)
+        self.patch_embed = (
+            ConvStem(branch, **kinds)
+            if config.patch_embed == "conv_stem"
+            else PATCH_EMBEDS[config.patch_embed](config.stem(branch), **kinds)
+        )
         self.cls_token = nnx.Param(jnp.zeros((1, 1, branch.dim), param_dtype))
         self.pos_embed = nnx.Param(jnp.zeros((1, branch.tokens, branch.dim), param_dtype))
         self.dropout = nnx.Dropout(config.embed_dropout_rate, rngs=rngs)

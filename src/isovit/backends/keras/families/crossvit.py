@@ -10,6 +10,7 @@ import keras
 from jaxtyping import Float
 from keras import ops
 
+from isovit.backends.keras.families.vit import PATCH_EMBEDS
 from isovit.backends.keras.layers import (
     ACTIVATIONS,
     Block,
@@ -60,40 +61,10 @@ class CentreCrop(keras.layers.Layer):
         return images[:, top : top + rows, left : left + columns]
 
 
-class ConvPatchEmbed(keras.layers.Layer):
-    """A convolution whose stride is its kernel."""
-
-    def __init__(
-        self, config: CrossViTConfig, branch: Branch, *, name: str, dtype: DType = None
-    ) -> None:
-        super().__init__(name=name, dtype=dtype)
-        self.patches, self.dim = branch.tokens - 1, branch.dim
-        self.proj = Conv(
-            branch.dim,
-            kernel_size=(branch.patch_size, branch.patch_size),
-            stride=(branch.patch_size, branch.patch_size),
-            padding=(0, 0),
-            use_bias=True,
-            name="proj",
-            dtype=self.dtype_policy,
-        )
-
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        self.proj.build(input_shape)
-
-    def call(
-        self, images: Float[Tensor, "batch height width channels"]
-    ) -> Float[Tensor, "batch tokens dim"]:
-        x = self.proj(images)  # (batch, rows, columns, dim)
-        return ops.reshape(x, (-1, self.patches, self.dim))
-
-
 class ConvStem(keras.layers.Layer):
     """Three convolutions that together have the stride of a patch; the models marked †."""
 
-    def __init__(
-        self, config: CrossViTConfig, branch: Branch, *, name: str, dtype: DType = None
-    ) -> None:
+    def __init__(self, branch: Branch, *, name: str, dtype: DType = None) -> None:
         super().__init__(name=name, dtype=dtype)
         dtype, self.patches, self.dims = self.dtype_policy, branch.tokens - 1, branch.stem_dims
         dim1, dim2, dim3 = self.dims
@@ -117,41 +88,7 @@ class ConvStem(keras.layers.Layer):
         return ops.reshape(x, (-1, self.patches, self.dims[-1]))
 
 
-class NormLinearNormPatchEmbed(keras.layers.Layer):
-    """LayerNorm, dense, LayerNorm over patches flattened as (height, width, channel)."""
-
-    def __init__(
-        self, config: CrossViTConfig, branch: Branch, *, name: str, dtype: DType = None
-    ) -> None:
-        super().__init__(name=name, dtype=dtype)
-        dtype, eps = self.dtype_policy, config.norm_eps
-        self.patch_size, self.grid = branch.patch_size, branch.grid
-        self.patch_dim, self.dim = branch.patch_dim, branch.dim
-        self.norm1 = layer_norm(eps, name="norm1", dtype=dtype)
-        self.proj = Linear(branch.dim, use_bias=True, name="proj", dtype=dtype)
-        self.norm2 = layer_norm(eps, name="norm2", dtype=dtype)
-
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        self.norm1.build((None, None, self.patch_dim))
-        self.proj.build((None, None, self.patch_dim))
-        self.norm2.build((None, None, self.dim))
-
-    def call(
-        self, images: Float[Tensor, "batch height width channels"]
-    ) -> Float[Tensor, "batch tokens dim"]:
-        side, (rows, columns) = self.patch_size, self.grid
-        x = ops.reshape(images, (-1, rows, side, columns, side, images.shape[-1]))
-        x = ops.swapaxes(x, 2, 3)  # (batch, rows, columns, side, side, channels)
-        x = ops.reshape(x, (-1, rows * columns, self.patch_dim))
-        return self.norm2(self.proj(self.norm1(x)))
-
-
 RESIZES = {"bicubic": BicubicResize, "crop": CentreCrop}
-PATCH_EMBEDS = {
-    "conv": ConvPatchEmbed,
-    "conv_stem": ConvStem,
-    "norm_linear_norm": NormLinearNormPatchEmbed,
-}
 
 
 class BranchEmbed(keras.layers.Layer):
@@ -167,8 +104,12 @@ class BranchEmbed(keras.layers.Layer):
             if branch.scaling == "none"
             else RESIZES[branch.scaling](branch, name="resize", dtype=dtype)
         )
-        self.patch_embed = PATCH_EMBEDS[config.patch_embed](
-            config, branch, name="patch_embed", dtype=dtype
+        self.patch_embed = (
+            ConvStem(branch, name="patch_embed", dtype=dtype)
+            if config.patch_embed == "conv_stem"
+            else PATCH_EMBEDS[config.patch_embed](
+                config.stem(branch), name="patch_embed", dtype=dtype
+            )
         )
         self.dropout = keras.layers.Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
 

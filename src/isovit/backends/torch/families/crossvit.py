@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from isovit.backends.torch.families.vit import PATCH_EMBEDS
 from isovit.backends.torch.layers import (
     ACTIVATIONS,
     Block,
@@ -55,31 +56,10 @@ class CentreCrop(nn.Module):
         return images[:, top : top + rows, left : left + columns]
 
 
-class ConvPatchEmbed(nn.Module):
-    """A convolution whose stride is its kernel."""
-
-    def __init__(self, config: CrossViTConfig, branch: Branch) -> None:
-        super().__init__()
-        self.proj = Conv(
-            branch.in_channels,
-            branch.dim,
-            kernel_size=branch.patch_size,
-            stride=branch.patch_size,
-            padding=0,
-            bias=True,
-        )
-
-    def forward(
-        self, images: Float[Tensor, "batch height width channels"]
-    ) -> Float[Tensor, "batch tokens dim"]:
-        x = self.proj(images)  # (batch, rows, columns, dim)
-        return x.flatten(1, 2)
-
-
 class ConvStem(nn.Module):
     """Three convolutions that together have the stride of a patch; the models marked †."""
 
-    def __init__(self, config: CrossViTConfig, branch: Branch) -> None:
+    def __init__(self, branch: Branch) -> None:
         super().__init__()
         dim1, dim2, dim3 = branch.stem_dims
         first, second, third = (shape._asdict() for shape in STEMS[branch.patch_size])
@@ -96,32 +76,7 @@ class ConvStem(nn.Module):
         return x.flatten(1, 2)
 
 
-class NormLinearNormPatchEmbed(nn.Module):
-    """LayerNorm, dense, LayerNorm over patches flattened as (height, width, channel)."""
-
-    def __init__(self, config: CrossViTConfig, branch: Branch) -> None:
-        super().__init__()
-        self.patch_size, self.grid = branch.patch_size, branch.grid
-        self.norm1 = nn.LayerNorm(branch.patch_dim, eps=config.norm_eps)
-        self.proj = Linear(branch.patch_dim, branch.dim, bias=True)
-        self.norm2 = nn.LayerNorm(branch.dim, eps=config.norm_eps)
-
-    def forward(
-        self, images: Float[Tensor, "batch height width channels"]
-    ) -> Float[Tensor, "batch tokens dim"]:
-        side, (rows, columns) = self.patch_size, self.grid
-        x = images.unflatten(2, (columns, side)).unflatten(1, (rows, side))
-        x = x.transpose(2, 3)  # (batch, rows, columns, side, side, channels)
-        x = x.flatten(3).flatten(1, 2)  # (batch, patches, side * side * channels)
-        return self.norm2(self.proj(self.norm1(x)))
-
-
 RESIZES = {"bicubic": BicubicResize, "crop": CentreCrop}
-PATCH_EMBEDS = {
-    "conv": ConvPatchEmbed,
-    "conv_stem": ConvStem,
-    "norm_linear_norm": NormLinearNormPatchEmbed,
-}
 
 
 class BranchEmbed(nn.Module):
@@ -131,7 +86,11 @@ class BranchEmbed(nn.Module):
         super().__init__()
         resized = branch.scaling != "none"
         self.resize = RESIZES[branch.scaling](branch) if resized else nn.Identity()
-        self.patch_embed = PATCH_EMBEDS[config.patch_embed](config, branch)
+        self.patch_embed = (
+            ConvStem(branch)
+            if config.patch_embed == "conv_stem"
+            else PATCH_EMBEDS[config.patch_embed](config.stem(branch))
+        )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, branch.dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, branch.tokens, branch.dim))
         self.dropout = nn.Dropout(config.embed_dropout_rate)
