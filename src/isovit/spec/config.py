@@ -33,6 +33,8 @@ Rate = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
 Epsilon = Annotated[float, msgspec.Meta(gt=0.0)]
 Pair = tuple[Positive, Positive]
 """Height and width. Wherever a pair is wanted, a single number ``n`` is read as ``(n, n)``."""
+Stages = tuple[Positive, ...]
+"""A number for each stage."""
 
 Activation = Literal["gelu", "gelu_tanh"]
 Pool = Literal["cls", "mean", "mean_patches", "none"]

@@ -25,6 +25,7 @@ from isovit.spec.config import (
     Positive,
     Preprocess,
     Rate,
+    Stages,
     require,
 )
 from isovit.spec.param import (
@@ -40,9 +41,6 @@ from isovit.spec.param import (
 )
 from isovit.spec.published import Published
 from isovit.spec.scheme import TRUNC_NORMAL, Scheme
-
-Stages = tuple[Positive, ...]
-"""A number for each stage."""
 
 
 @dataclass(frozen=True)

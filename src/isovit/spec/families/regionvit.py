@@ -21,7 +21,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from isovit.spec.config import Activation, Config, Epsilon, Positive, Rate, require
+from isovit.spec.config import Activation, Config, Epsilon, Positive, Rate, Stages, require
 from isovit.spec.param import (
     Param,
     ParamTree,
@@ -35,9 +35,6 @@ from isovit.spec.param import (
 )
 from isovit.spec.published import Published
 from isovit.spec.scheme import Scheme
-
-Stages = tuple[Positive, ...]
-"""A number for each stage."""
 
 Grid = tuple[int, int]
 """Rows and columns."""

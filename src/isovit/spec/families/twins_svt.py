@@ -26,6 +26,7 @@ from isovit.spec.config import (
     NonNegative,
     Positive,
     Rate,
+    Stages,
     require,
 )
 from isovit.spec.param import (
@@ -39,9 +40,6 @@ from isovit.spec.param import (
 )
 from isovit.spec.published import Published
 from isovit.spec.scheme import Scheme
-
-Stages = tuple[Positive, ...]
-"""A number for each stage."""
 
 
 @dataclass(frozen=True)
