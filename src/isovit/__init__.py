@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from isovit.backends import build as build
     from isovit.errors import InputError as InputError
+    from isovit.look.attention import activations as activations
+    from isovit.look.attention import attention as attention
     from isovit.parity.harness import parity as parity
     from isovit.spec.config import config_from_file as config_from_file
     from isovit.spec.families import config as config
@@ -28,6 +30,8 @@ __version__ = "0.1.0"
 _HOME = {
     "Checkpoint": "isovit.weight_convert.checkpoint",
     "InputError": "isovit.errors",
+    "activations": "isovit.look.attention",
+    "attention": "isovit.look.attention",
     "build": "isovit.backends",
     "config": "isovit.spec.families",
     "config_from_file": "isovit.spec.config",
@@ -44,6 +48,8 @@ __all__ = [
     "Checkpoint",
     "InputError",
     "__version__",
+    "activations",
+    "attention",
     "build",
     "config",
     "config_from_file",

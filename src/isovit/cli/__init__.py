@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import typer
 
-from isovit.cli import bench, choose, convert, export, init, inspect, list, parity, run, show
+from isovit.cli import bench, choose, convert, export, init, inspect, list, look, parity, run, show
 from isovit.errors import InputError
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (list, show, init, inspect, convert, run, parity, bench, choose, export):
+for verb in (list, show, init, inspect, convert, run, parity, bench, choose, look, export):
     app.command(verb.__name__.rpartition(".")[2])(verb.command)
 
 # Options that take several values in a row, with what may follow one.
