@@ -265,7 +265,9 @@ PARAMETERS = {
     "twins_svt_s": (24_060_776, 24_060_776),
     "twins_svt_b": (56_070_952, 56_070_952),
     "twins_svt_l": (99_271_400, 99_271_400),
-    "twins_svt_pytorch": (252_025_096, 252_025_096),
+    "twins_svt_pytorch": (252_025_096, 250_714_376),
 }
 """Total and trainable, counted in timm 1.0.31 and in vit-pytorch 1.26.11; each model instantiated.
+
+vit-pytorch lets q train where there is one key: 5 · 512 · 512 numbers of the last stage.
 """

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from isovit.spec.blocks import BlockConfig, block
@@ -86,6 +86,11 @@ class StageConfig:
     def reduced_grid(self) -> tuple[int, int]:
         """Rows and columns of keys in the global attention; what is left over is not seen."""
         return self.grid[0] // self.reduction, self.grid[1] // self.reduction
+
+    @property
+    def has_one_key(self) -> bool:
+        """Whether the global attention has one summary alone: its weight is 1, whatever q is."""
+        return self.reduced_grid == (1, 1)
 
     def is_local(self, block: int) -> bool:
         """Whether a block attends within windows."""
@@ -358,6 +363,8 @@ def _global_attention(
     lead, dim = (stage.tokens,), stage.dim
     kernel, bias = scheme.dense_kernel(dim, inner), _qkv_bias(config, scheme.dense_bias(dim))
     q = dense("q", lead, dim, inner, kernel, bias)
+    if stage.has_one_key:  # its gradient is zero but for rounding, by which it would be moved
+        q = replace(q, params=tuple(replace(param, trainable=False) for param in q.params))
     kv = _keys_and_values(config, stage, 2 * inner, scheme)
     kernel, bias = scheme.dense_kernel(inner, dim), scheme.dense_bias(inner)
     proj = dense("proj", lead, inner, dim, kernel, bias)

@@ -7,6 +7,7 @@ Source: Chu et al. 2021, arXiv:2104.13840, section 3.2; the official code as tim
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -18,6 +19,7 @@ from isovit.backends.flax.layers import (
     Block,
     Conv,
     DepthwiseConv,
+    Fixed,
     Kinds,
     LayerNorm,
     Linear,
@@ -47,6 +49,12 @@ def from_windows(
     x = x.reshape(-1, rows // size, columns // size, size, size, dim)
     x = x.swapaxes(2, 3)  # (batch, rows / size, size, columns / size, size, dim)
     return x.reshape(-1, rows, columns, dim)
+
+
+def fix(layer: Any) -> None:
+    """Leave a layer out of training."""
+    layer.kernel = Fixed(layer.kernel[...])
+    layer.bias = None if layer.bias is None else Fixed(layer.bias[...])
 
 
 class ConvNormPatchEmbed(nnx.Module):
@@ -171,6 +179,8 @@ class GlobalAttention(nnx.Module):
         squares = partial(Conv, dim, kernel_size=side, stride=side, padding=(0, 0), **kinds)
         self.grid, self.num_heads, self.scale = stage.grid, block.num_heads, block.attn_scale
         self.q = Linear(dim, inner, use_bias=block.qkv_bias, **kinds)
+        if stage.has_one_key:  # the weight of one key is 1, whatever q is
+            fix(self.q)
         self.reduce = squares(dim, use_bias=True) if reduces else identity
         self.norm = LayerNorm(dim, epsilon=config.reduce_norm_eps, **kinds) if reduces else identity
         self.kv = (

@@ -48,6 +48,12 @@ def from_windows(
     return ops.reshape(x, (-1, rows, columns, dim))
 
 
+def fix(layer: Linear) -> None:
+    """Leave a layer out of training."""
+    for variable in layer.weights:
+        variable.trainable = False
+
+
 class ConvNormPatchEmbed(keras.layers.Layer):
     """A convolution whose stride is its kernel, then LayerNorm."""
 
@@ -175,6 +181,7 @@ class GlobalAttention(keras.layers.Layer):
         reduces = not by_conv and stage.reduction > 1
         squares = partial(Conv, kernel_size=side, stride=side, padding=(0, 0), dtype=dtype)
         self.grid, self.reduced_grid = stage.grid, stage.reduced_grid
+        self.has_one_key = stage.has_one_key
         self.num_heads, self.scale = block.num_heads, block.attn_scale
         self.q = Linear(self.inner, use_bias=bias, name="q", dtype=dtype)
         self.reduce = (
@@ -202,6 +209,8 @@ class GlobalAttention(keras.layers.Layer):
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.q.build(input_shape)
+        if self.has_one_key:  # the weight of one key is 1, whatever q is
+            fix(self.q)
         for layer in (self.reduce, self.norm, self.kv):
             layer.build((None, *self.grid, input_shape[-1]))
         self.proj.build((*input_shape[:-1], self.inner))

@@ -43,6 +43,11 @@ def from_windows(
     return x.flatten(3, 4).flatten(1, 2)
 
 
+def fix(layer: Linear) -> None:
+    """Leave a layer out of training."""
+    layer.requires_grad_(False)
+
+
 class ConvNormPatchEmbed(nn.Module):
     """A convolution whose stride is its kernel, then LayerNorm."""
 
@@ -129,6 +134,8 @@ class GlobalAttention(nn.Module):
         squares = partial(Conv, dim, kernel_size=side, stride=side, padding=(0, 0))
         self.grid, self.num_heads, self.scale = stage.grid, block.num_heads, block.attn_scale
         self.q = Linear(dim, inner, bias=block.qkv_bias)
+        if stage.has_one_key:  # the weight of one key is 1, whatever q is
+            fix(self.q)
         self.reduce = squares(dim, bias=True) if reduces else nn.Identity()
         self.norm = nn.LayerNorm(dim, eps=config.reduce_norm_eps) if reduces else nn.Identity()
         self.kv = (
