@@ -367,8 +367,8 @@ CROSSVIT_REFUSALS: list[tuple[dict[str, Any], str]] = [
 
 NEST_REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"embed_dims": []}, "embed_dims=(): needs one level or more"),
-    ({"depths": [2, 2]}, "depths=(2, 2): needs one for each of 3 embed_dims"),
-    ({"num_heads": [3]}, "num_heads=(3,): needs one for each of 3 embed_dims"),
+    ({"depths": [2, 2]}, "depths=(2, 2): needs one number for each of the 3 levels of embed_dims"),
+    ({"num_heads": [3]}, "num_heads=(3,): needs one number for each of the 3 levels of embed_dims"),
     ({"depths": [2, -1, 8]}, "depths[1]=-1: wanted int >= 0"),
     (
         {"num_heads": [3, 5, 12]},

@@ -171,6 +171,29 @@ def require(ok: bool, field: str, value: object, rule: str) -> None:
         raise ConfigError(f"{field}={value!r}: {rule}")
 
 
+def require_stages(config: Any, names: Sequence[str], word: str = "stage") -> None:
+    """Check that a config has a stage, a number for each in what has one for each, and fit heads.
+
+    Args:
+        config: whose ``embed_dims`` and ``num_heads`` have a number for each stage.
+        names: of the other fields that have.
+        word: what the family calls a stage.
+    """
+    stages = len(config.embed_dims)
+    require(stages > 0, "embed_dims", config.embed_dims, f"needs one {word} or more")
+    for name in ("num_heads", *names):
+        values = getattr(config, name)
+        rule = f"needs one number for each of the {stages} {word}s of embed_dims"
+        require(len(values) == stages, name, values, rule)
+    for i, (dim, heads) in enumerate(zip(config.embed_dims, config.num_heads, strict=True)):
+        require(
+            config.head_dim is not None or dim % heads == 0,
+            f"embed_dims[{i}]",
+            dim,
+            f"must be divisible by num_heads[{i}]={heads}, unless head_dim is given",
+        )
+
+
 def config_from_dict(data: Mapping[str, Any], source: str = "config") -> Config:
     """Read a config from plain data.
 

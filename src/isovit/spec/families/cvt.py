@@ -27,6 +27,7 @@ from isovit.spec.config import (
     Rate,
     Stages,
     require,
+    require_stages,
 )
 from isovit.spec.param import (
     Param,
@@ -157,12 +158,7 @@ class CvTConfig(Config, frozen=True, kw_only=True, tag="cvt"):
     def check(self) -> None:
         """Check that stages fit together and each fits its input, and the rules of the head."""
         super().check()
-        stages = len(self.embed_dims)
-        require(stages > 0, "embed_dims", self.embed_dims, "needs one stage or more")
-        for name in PER_STAGE:
-            values = getattr(self, name)
-            rule = f"needs one number for each of the {stages} stages of embed_dims"
-            require(len(values) == stages, name, values, rule)
+        require_stages(self, PER_STAGE)
         require(self.pool != "cls" or self.class_token, "pool", self.pool, "needs class_token=true")
         require(
             self.pool != "mean" or not self.class_token,
@@ -177,18 +173,12 @@ class CvTConfig(Config, frozen=True, kw_only=True, tag="cvt"):
             "every token comes out: needs num_classes=0",
         )
         size = self.image_size
-        for i in range(stages):
+        for i in range(len(self.embed_dims)):
             size = self._check_stage(i, size)
 
     def _check_stage(self, i: int, size: tuple[int, int]) -> tuple[int, int]:
         """Check a stage whose input has this height and width; gives its grid."""
-        dim, heads, kernel = self.embed_dims[i], self.num_heads[i], self.qkv_kernel_sizes[i]
-        require(
-            self.head_dim is not None or dim % heads == 0,
-            f"embed_dims[{i}]",
-            dim,
-            f"must be divisible by num_heads[{i}]={heads}, unless head_dim is given",
-        )
+        kernel = self.qkv_kernel_sizes[i]
         require(
             kernel % 2 == 1,
             f"qkv_kernel_sizes[{i}]",
@@ -272,7 +262,6 @@ class CvTConfig(Config, frozen=True, kw_only=True, tag="cvt"):
 
 PER_STAGE = (
     "depths",
-    "num_heads",
     "mlp_dims",
     "patch_sizes",
     "patch_strides",
@@ -280,7 +269,7 @@ PER_STAGE = (
     "qkv_kernel_sizes",
     "kv_strides",
 )
-"""Fields of as many numbers as ``embed_dims``."""
+"""Fields of as many numbers as ``embed_dims`` and ``num_heads``."""
 
 
 def param_tree(config: CvTConfig) -> ParamTree:

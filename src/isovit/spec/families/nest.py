@@ -28,6 +28,7 @@ from isovit.spec.config import (
     Positive,
     Rate,
     require,
+    require_stages,
 )
 from isovit.spec.param import (
     ZEROS,
@@ -153,22 +154,9 @@ class NesTConfig(Config, frozen=True, kw_only=True, tag="nest"):
     def check(self) -> None:
         """Check that levels have all their numbers, heads fit, and blocks tile the image."""
         super().check()
-        levels = len(self.embed_dims)
-        require(levels > 0, "embed_dims", self.embed_dims, "needs one level or more")
-        for name in ("depths", "num_heads"):
-            values = getattr(self, name)
-            require(
-                len(values) == levels, name, values, f"needs one for each of {levels} embed_dims"
-            )
-        for i, (dim, heads) in enumerate(zip(self.embed_dims, self.num_heads, strict=True)):
-            require(
-                self.head_dim is not None or dim % heads == 0,
-                f"embed_dims[{i}]",
-                dim,
-                f"must be divisible by num_heads[{i}]={heads}, unless head_dim is given",
-            )
+        require_stages(self, ("depths",), "level")
         sizes = zip(("height", "width"), self.image_size, self.patch_size, strict=True)
-        blocks = 2 ** (levels - 1)
+        blocks = 2 ** (len(self.embed_dims) - 1)
         for axis, size, patch in sizes:
             require(
                 size % (patch * blocks) == 0,

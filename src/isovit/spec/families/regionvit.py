@@ -21,7 +21,16 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from isovit.spec.config import Activation, Config, Epsilon, Positive, Rate, Stages, require
+from isovit.spec.config import (
+    Activation,
+    Config,
+    Epsilon,
+    Positive,
+    Rate,
+    Stages,
+    require,
+    require_stages,
+)
 from isovit.spec.param import (
     Param,
     ParamTree,
@@ -162,19 +171,8 @@ class RegionViTConfig(Config, frozen=True, kw_only=True, tag="regionvit"):
     def check(self) -> None:
         """Check that stages have all their numbers and fit together, and that regions tile."""
         super().check()
-        stages = len(self.embed_dims)
-        require(stages > 0, "embed_dims", self.embed_dims, "needs one stage or more")
-        for name in ("depths", "num_heads", "mlp_dims"):
-            values = getattr(self, name)
-            rule = f"needs one number for each of the {stages} stages of embed_dims"
-            require(len(values) == stages, name, values, rule)
-        for i, (dim, heads) in enumerate(zip(self.embed_dims, self.num_heads, strict=True)):
-            require(
-                self.head_dim is not None or dim % heads == 0,
-                f"embed_dims[{i}]",
-                dim,
-                f"must be divisible by num_heads[{i}]={heads}, unless head_dim is given",
-            )
+        require_stages(self, ("depths", "mlp_dims"))
+        for i, dim in enumerate(self.embed_dims):
             require(
                 i == 0 or self.downsample == "conv" or dim % self.embed_dims[i - 1] == 0,
                 f"embed_dims[{i}]",

@@ -28,6 +28,7 @@ from isovit.spec.config import (
     Rate,
     Stages,
     require,
+    require_stages,
 )
 from isovit.spec.param import (
     ZEROS,
@@ -173,12 +174,7 @@ class TwinsSVTConfig(Config, frozen=True, kw_only=True, tag="twins_svt"):
     def check(self) -> None:
         """Check that stages fit together and each fits its grid, and the rules of the head."""
         super().check()
-        stages = len(self.embed_dims)
-        require(stages > 0, "embed_dims", self.embed_dims, "needs one stage or more")
-        for name in PER_STAGE:
-            values = getattr(self, name)
-            rule = f"needs one number for each of the {stages} stages of embed_dims"
-            require(len(values) == stages, name, values, rule)
+        require_stages(self, PER_STAGE)
         require(
             self.peg_kernel_size % 2 == 1,
             "peg_kernel_size",
@@ -192,19 +188,13 @@ class TwinsSVTConfig(Config, frozen=True, kw_only=True, tag="twins_svt"):
             "every token comes out: needs num_classes=0",
         )
         height, width = self.image_size
-        for i in range(stages):
+        for i in range(len(self.embed_dims)):
             self._check_stage(i, (height, width))
             height, width = height // self.patch_sizes[i], width // self.patch_sizes[i]
 
     def _check_stage(self, i: int, size: tuple[int, int]) -> None:
         """Check a stage whose input has this height and width."""
-        dim, heads, patch = self.embed_dims[i], self.num_heads[i], self.patch_sizes[i]
-        require(
-            self.head_dim is not None or dim % heads == 0,
-            f"embed_dims[{i}]",
-            dim,
-            f"must be divisible by num_heads[{i}]={heads}, unless head_dim is given",
-        )
+        patch = self.patch_sizes[i]
         require(
             self.peg_after[i] <= self.depths[i],
             f"peg_after[{i}]",
@@ -275,14 +265,13 @@ class TwinsSVTConfig(Config, frozen=True, kw_only=True, tag="twins_svt"):
 
 PER_STAGE = (
     "depths",
-    "num_heads",
     "mlp_dims",
     "patch_sizes",
     "window_sizes",
     "reductions",
     "peg_after",
 )
-"""Fields of as many numbers as ``embed_dims``."""
+"""Fields of as many numbers as ``embed_dims`` and ``num_heads``."""
 
 
 def _times(size: Sequence[int]) -> str:
