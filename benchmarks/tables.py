@@ -1,6 +1,7 @@
 """Redraw the tables of the docs from the records: ``python benchmarks/tables.py [ERRORS.jsonl]``.
 
-Speed beside the public code is measured by ``benchmarks/peers.py``, a file for each device.
+Speed beside the public code is measured by ``benchmarks/peers.py``, a file for each device; what
+operators take by ``benchmarks/operators.py``.
 
 Errors of formats are measured by the parity suite, which adds a line for each comparison to the
 file that ISOVIT_FORMAT_ERRORS names; given here, they become the record first.
@@ -17,6 +18,10 @@ ERRORS = ROOT / "benchmarks" / "results" / "format-errors.json"
 PAGE = ROOT / "docs" / "formats.md"
 PEERS = "peers-*.json"
 SPEED = ROOT / "docs" / "speed.md"
+TITLES = {"infer": "Inference", "train": "A step of training"}
+OPERATORS = "operators-*.json"
+LEAST = 0.03
+"""Operators of smaller shares are in the record alone."""
 LANES = ("public eager", "public onnxruntime", "torch eager", "flax jit", "keras:tensorflow graph",
          "keras:tensorflow xla", "keras:jax jit", "keras:torch eager",
          "onnx onnxruntime")  # fmt: skip
@@ -65,23 +70,33 @@ def drawn(text: str) -> str:
     return replaced(text, "errors", table(load()))
 
 
+def speed_page(text: str) -> str:
+    """The page of speed with its tables as the records have them."""
+    text = replaced(text, "speed", speed_tables())
+    return replaced(text, "operators", operator_tables())
+
+
 def speed_tables() -> str:
     """Each device that was measured, as Markdown."""
-    return "\n\n".join(map(speed_table, sorted(ERRORS.parent.glob(PEERS))))
+    return "\n\n".join(
+        map(speed_table, sorted(ERRORS.parent.glob(PEERS), key=lambda path: path.stem))
+    )
 
 
 def speed_table(path: Path) -> str:
-    """A device: a table for each mode, of times, factors and utilisation."""
+    """A run on a device: a table for each mode, of times, factors and utilisation."""
     run = json.loads(path.read_text(encoding="utf-8"))
     device, products = run["device"], run["products"]
     best = max(product["gflops"] for product in products)
     rates = ", ".join(f"{product['library']} {product['gflops']:.0f}" for product in products)
+    modes = {record["case"]["mode"] for record in run["records"]}
+    said = " and ".join(TITLES[mode].lower() for mode in TITLES if mode in modes)
     lines = [
-        f"### {device['processor']}, {device['cores']} cores, {device['clock_mhz']} MHz",
+        f"### {device['processor']}, {device['cores']} cores, {device['clock_mhz']} MHz: {said}",
         "",
         f"Products of 2048³ in float32, GFLOP/s: {rates}. Measured {run['started'][:10]}.",
     ]
-    for mode, title in (("infer", "Inference"), ("train", "A step of training")):
+    for mode, title in TITLES.items():
         records = [r for r in run["records"] if r["case"]["mode"] == mode and r["result"]]
         if not records:
             continue
@@ -110,15 +125,34 @@ def _cell(times: dict[tuple[str, str], dict], lane: str, model: str, best: float
     return f"{text}, {result['operations'] / milliseconds / 1e6 / best:.2f}"
 
 
+def operator_tables() -> str:
+    """Where a step goes on each device that was measured, as Markdown."""
+    tables: list[str] = []
+    for path in sorted(ERRORS.parent.glob(OPERATORS)):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        device, profiles = run["device"], run["profiles"]
+        lines = [
+            f"{device['processor']}, {device['cores']} cores; batch {profiles[0]['batch']}:",
+            "",
+            "| model | backend | ms | shares of operators |",
+            "|---|---|---|---|",
+        ]
+        for profile in profiles:
+            shares = profile["operators"].items()
+            told = ", ".join(f"`{name}` {share:.0%}" for name, share in shares if share >= LEAST)
+            cells = (profile["model"], profile["backend"], f"{profile['step_ms']:.0f}", told)
+            lines.append(f"| {' | '.join(cells)} |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
 def main() -> None:
     """Make the record if lines are given, and redraw the page."""
     for path in sys.argv[1:]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
         ERRORS.write_text(json.dumps(collect(lines), indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(drawn(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    SPEED.write_text(
-        replaced(SPEED.read_text(encoding="utf-8"), "speed", speed_tables()), encoding="utf-8"
-    )
+    SPEED.write_text(speed_page(SPEED.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

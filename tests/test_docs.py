@@ -35,8 +35,10 @@ def test_the_page_shows_the_record() -> None:
 
 def test_the_page_of_speed_shows_the_records() -> None:
     page = tables.SPEED.read_text(encoding="utf-8")
-    assert tables.replaced(page, "speed", tables.speed_tables()) == page
-    assert page.count("### ") == len(list(tables.ERRORS.parent.glob(tables.PEERS))) > 0
+    assert tables.speed_page(page) == page
+    results = tables.ERRORS.parent
+    assert page.count("### ") == len(list(results.glob(tables.PEERS))) > 0
+    assert page.count("| model | backend |") == len(list(results.glob(tables.OPERATORS))) > 0
 
 
 def test_lines_of_the_suite_become_the_worst_of_each() -> None:
