@@ -1,7 +1,8 @@
 """Redraw the tables of the docs from the records: ``python benchmarks/tables.py [ERRORS.jsonl]``.
 
 Speed beside the public code is measured by ``benchmarks/peers.py``, a file for each device; what
-operators take by ``benchmarks/operators.py``.
+operators take by ``benchmarks/operators.py``; growth with image and batch by ``isovit bench``,
+a run for each size of image.
 
 Errors of formats are measured by the parity suite, which adds a line for each comparison to the
 file that ISOVIT_FORMAT_ERRORS names; given here, they become the record first.
@@ -9,9 +10,15 @@ file that ISOVIT_FORMAT_ERRORS names; given here, they become the record first.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from xml.etree.ElementTree import Element, tostring
+
+from isovit.report.page import COLOURS, element
+from isovit.report.plots import Value, by_batch, exact
 
 ROOT = Path(__file__).parents[1]
 ERRORS = ROOT / "benchmarks" / "results" / "format-errors.json"
@@ -20,8 +27,14 @@ PEERS = "peers-*.json"
 SPEED = ROOT / "docs" / "speed.md"
 TITLES = {"infer": "Inference", "train": "A step of training"}
 OPERATORS = "operators-*.json"
+GROWTH = "growth-*.json"
+GROWN = ROOT / "docs" / "growth.svg"
 LEAST = 0.03
 """Operators of smaller shares are in the record alone."""
+PANEL, CAPTION = (340, 220), 44
+"""Width and height of one plot, and the height of what stands above it."""
+MARKS = "●■▲"
+"""Of the curves of ``by_batch``, in their order."""
 LANES = ("public eager", "public onnxruntime", "torch eager", "flax jit", "keras:tensorflow graph",
          "keras:tensorflow xla", "keras:jax jit", "keras:torch eager",
          "onnx onnxruntime")  # fmt: skip
@@ -146,6 +159,70 @@ def operator_tables() -> str:
     return "\n\n".join(tables)
 
 
+Sizes = dict[str, dict[int, Value]]
+"""A figure by size of the images and by batch."""
+
+
+def growth() -> dict[tuple[str, str], tuple[Sizes, Sizes]]:
+    """Seconds and megabytes of a step, by model and lane."""
+    grown: dict[tuple[str, str], tuple[Sizes, Sizes]] = {}
+    for path in sorted(ERRORS.parent.glob(GROWTH)):
+        for record in json.loads(path.read_text(encoding="utf-8"))["records"]:
+            case, result = record["case"], record["result"]
+            if result is None:
+                continue
+            size = case["changes"].get("image_size", "224")
+            lane = (case["model"], f"{case['backend']} {case['way']}")
+            seconds, megabytes = grown.setdefault(lane, ({}, {}))
+            step = result["step"]
+            times = (step[key] / 1e3 for key in ("median_ms", "low_ms", "high_ms"))
+            seconds.setdefault(str(size), {})[case["batch"]] = Value(*times)
+            megabytes.setdefault(str(size), {})[case["batch"]] = exact(result["host_bytes"] / 1e6)
+    return grown
+
+
+def growth_figure() -> str:
+    """Growth as SVG: a row for each model and figure, a column for each lane."""
+    grown = growth()
+    models, lanes = (list(dict.fromkeys(names)) for names in zip(*grown, strict=True))
+    across, down = PANEL[0] + 20, PANEL[1] + CAPTION
+    panels = [
+        _panel(across * column, down * (2 * row + i), f"{model}, {lane}: {caption}", sizes, unit)
+        for row, model in enumerate(models)
+        for column, lane in enumerate(lanes)
+        for i, (caption, unit) in enumerate((("time of a step", "s"), ("peak memory", "MB")))
+        for sizes in [grown[model, lane][i]]
+    ]
+    width, height = across * len(lanes), 2 * down * len(models)
+    style = "text { fill: #1a1f24; font: 11px system-ui, sans-serif }\n" + "".join(
+        f".c{i} {{ color: {colour} }} .c{i} text {{ fill: {colour} }}\n"
+        for i, colour in enumerate(COLOURS)
+    )
+    drawn = element(
+        "svg",
+        element("style", style),
+        element("rect", width=width, height=height, fill="#fff"),
+        *itertools.chain.from_iterable(panels),
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"-10 -10 {width + 10} {height + 10}",
+    )
+    return tostring(drawn, encoding="unicode") + "\n"
+
+
+def _panel(left: int, top: int, caption: str, sizes: Sizes, unit: str) -> Iterator[Element]:
+    """One plot, and above it what it shows and whose each mark is."""
+    yield element("text", f"{caption}, {unit}", x=left, y=top + 14, font_weight="bold")
+    for i, (mark, size) in enumerate(zip(MARKS, sorted(sizes, key=int), strict=False)):
+        label = element("text", f"{mark} {size} pixels", x=left + 90 * i, y=top + 30)
+        yield element("g", label, class_=f"c{i}")
+    curves = {size: sizes[size] for size in sorted(sizes, key=int)}
+    plot = by_batch(caption, curves, unit=unit, log=True).find("svg")
+    assert plot is not None
+    place = {"x": left, "y": top + CAPTION - 6, "width": PANEL[0], "height": PANEL[1]}
+    plot.attrib.update({name: str(value) for name, value in place.items()})
+    yield plot
+
+
 def main() -> None:
     """Make the record if lines are given, and redraw the page."""
     for path in sys.argv[1:]:
@@ -153,6 +230,7 @@ def main() -> None:
         ERRORS.write_text(json.dumps(collect(lines), indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(drawn(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     SPEED.write_text(speed_page(SPEED.read_text(encoding="utf-8")), encoding="utf-8")
+    GROWN.write_text(growth_figure(), encoding="utf-8")
 
 
 if __name__ == "__main__":

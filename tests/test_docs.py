@@ -41,6 +41,18 @@ def test_the_page_of_speed_shows_the_records() -> None:
     assert page.count("| model | backend |") == len(list(results.glob(tables.OPERATORS))) > 0
 
 
+def test_the_figure_of_growth_shows_the_records() -> None:
+    assert tables.GROWN.read_text(encoding="utf-8") == tables.growth_figure()
+
+
+def test_memory_grows_with_the_tokens_and_not_with_their_square() -> None:
+    for (model, lane), (_, memory) in tables.growth().items():
+        most = max(memory["224"])
+        grown = memory["512"][most].value / memory["224"][most].value
+        tokens = (512 / 224) ** 2
+        assert grown < 1.5 * tokens < tokens**2 / 3, (model, lane)
+
+
 def test_lines_of_the_suite_become_the_worst_of_each() -> None:
     lines = [
         f'{{"family": "vit", "format": "hf", "backend": "{name}", "error": {error}}}'
