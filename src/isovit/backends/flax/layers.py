@@ -320,13 +320,15 @@ class Mlp(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm block; arXiv:2010.11929, eq. 2 and 3, with stochastic depth and LayerScale.
 
-    ``attn`` maps (batch, tokens, dim) to the same; None for attention over all tokens.
+    ``attn`` maps (batch, tokens, dim) to the same; None for attention over all tokens. So does
+    ``mlp``; None for one product, the activation, another product.
     """
 
     def __init__(
         self,
         config: BlockConfig,
         attn: nnx.Module | None = None,
+        mlp: nnx.Module | None = None,
         *,
         dtype: DTypeLike,
         param_dtype: DTypeLike,
@@ -341,7 +343,11 @@ class Block(nnx.Module):
         )
         self.drop_path1 = DropPath(rate, rngs=rngs)
         self.norm2 = LayerNorm(dim, epsilon=config.norm_eps, **kinds)
-        self.mlp = Mlp(dim, config.mlp_dim, config.activation, config.dropout_rate, **kinds)
+        self.mlp = (
+            Mlp(dim, config.mlp_dim, config.activation, config.dropout_rate, **kinds)
+            if mlp is None
+            else mlp
+        )
         self.layer_scale2 = (
             identity if scale is None else LayerScale(dim, scale, param_dtype=param_dtype)
         )

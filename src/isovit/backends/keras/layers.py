@@ -380,13 +380,14 @@ class Block(keras.layers.Layer):
     """Pre-norm block; arXiv:2010.11929, eq. 2 and 3, with stochastic depth and LayerScale.
 
     ``attn``, a layer of that name, maps (batch, tokens, dim) to the same; None for attention over
-    all tokens.
+    all tokens. So does ``mlp``; None for one product, the activation, another product.
     """
 
     def __init__(
         self,
         config: BlockConfig,
         attn: keras.layers.Layer | None = None,
+        mlp: keras.layers.Layer | None = None,
         *,
         name: str,
         dtype: DType = None,
@@ -403,13 +404,17 @@ class Block(keras.layers.Layer):
         )
         self.drop_path1 = DropPath(rate, name="drop_path1", dtype=dtype)
         self.norm2 = layer_norm(eps, name="norm2", dtype=dtype)
-        self.mlp = Mlp(
-            config.dim,
-            config.mlp_dim,
-            config.activation,
-            config.dropout_rate,
-            name="mlp",
-            dtype=dtype,
+        self.mlp = (
+            Mlp(
+                config.dim,
+                config.mlp_dim,
+                config.activation,
+                config.dropout_rate,
+                name="mlp",
+                dtype=dtype,
+            )
+            if mlp is None
+            else mlp
         )
         self.layer_scale2 = (
             keras.layers.Identity(name="layer_scale2", dtype=dtype)

@@ -189,10 +189,13 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm block; arXiv:2010.11929, eq. 2 and 3, with stochastic depth and LayerScale.
 
-    ``attn`` maps (batch, tokens, dim) to the same; None for attention over all tokens.
+    ``attn`` maps (batch, tokens, dim) to the same; None for attention over all tokens. So does
+    ``mlp``; None for one product, the activation, another product.
     """
 
-    def __init__(self, config: BlockConfig, attn: nn.Module | None = None) -> None:
+    def __init__(
+        self, config: BlockConfig, attn: nn.Module | None = None, mlp: nn.Module | None = None
+    ) -> None:
         super().__init__()
         dim, scale = config.dim, config.layer_scale_init
         self.norm1 = nn.LayerNorm(dim, eps=config.norm_eps)
@@ -200,7 +203,9 @@ class Block(nn.Module):
         self.layer_scale1 = nn.Identity() if scale is None else LayerScale(dim, scale)
         self.drop_path1 = DropPath(config.drop_path_rate)
         self.norm2 = nn.LayerNorm(dim, eps=config.norm_eps)
-        self.mlp = Mlp(dim, config.mlp_dim, config.activation, config.dropout_rate)
+        self.mlp = (
+            Mlp(dim, config.mlp_dim, config.activation, config.dropout_rate) if mlp is None else mlp
+        )
         self.layer_scale2 = nn.Identity() if scale is None else LayerScale(dim, scale)
         self.drop_path2 = DropPath(config.drop_path_rate)
 
