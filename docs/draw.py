@@ -83,8 +83,7 @@ def page(family: str) -> str:
             "",
             "## Checkpoints",
             "",
-            f"Read and written in the formats {', '.join(f'`{name}`' for name in formats)};"
-            " [Formats](../formats.md) has the errors.",
+            checkpoints(list(formats)),
             "",
             "## In each framework",
             "",
@@ -105,6 +104,16 @@ def variants_table(family: str) -> list[str]:
         source = said.source if said else ""
         lines.append(f"| `{name}` | {size} | {tree.count():,} | {macs} | {accuracy} | {source} |")
     return lines
+
+
+def checkpoints(formats: list[str]) -> str:
+    """Which formats of other libraries there are."""
+    if not formats:
+        return "Read and written in isovit's own formats alone: none was published."
+    return (
+        f"Read and written in the formats {', '.join(f'`{name}`' for name in formats)};"
+        " [Formats](../formats.md) has the errors."
+    )
 
 
 def fields_table(cls: type[Config]) -> list[str]:

@@ -15,6 +15,7 @@ from PIL import Image
 import isovit
 from isovit.look import attention, families, picture
 from isovit.look.attention import Attention, Maps, Run, among, attention_maps, rollout
+from isovit.look.families import token_learner
 from isovit.parity.budgets import LIMITS
 from isovit.parity.compare import error
 from isovit.spec.families import FAMILIES
@@ -111,7 +112,11 @@ def _moved_on(grid: attention.Grid, window: attention.Grid) -> Array:
     return np.roll(WINDOWS(grid, window), 1)
 
 
-SOFTMAX, WINDOWS = attention.softmax, attention.windows
+def _next_token(run: Run, path: str) -> Array:
+    return np.roll(MAPS(run, path), 1, axis=1)
+
+
+SOFTMAX, WINDOWS, MAPS = attention.softmax, attention.windows, token_learner._maps
 FAULTS: list[tuple[str, Callable[..., Any], str, str]] = [
     ("softmax", _unscaled, "vit", "vit_timm"),
     ("softmax", _unbiased, "levit", "levit"),
@@ -119,6 +124,8 @@ FAULTS: list[tuple[str, Callable[..., Any], str, str]] = [
     ("split_heads", _heads_within, "vit", "vit_timm"),
     ("split_heads", _heads_within, "nest", "nest_official"),
     ("windows", _moved_on, "twins_svt", "twins_svt_timm"),
+    ("_maps", _next_token, "token_learner", "token_learner_v11"),
+    ("_maps", _next_token, "token_learner", "token_learner_fuser_v1"),
 ]
 
 

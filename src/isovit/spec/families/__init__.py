@@ -25,6 +25,7 @@ FAMILIES = {
     "levit": "LeViT",
     "cvt": "CvT",
     "regionvit": "RegionViT",
+    "token_learner": "TokenLearner",
 }
 """Family name to the class name that its spec, models and tables share."""
 
