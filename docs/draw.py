@@ -83,7 +83,8 @@ def page(family: str) -> str:
             "",
             "## Checkpoints",
             "",
-            checkpoints(list(formats)),
+            f"Read and written in the formats {', '.join(f'`{name}`' for name in formats)};"
+            " [Formats](../formats.md) has the errors.",
             "",
             "## In each framework",
             "",
@@ -104,16 +105,6 @@ def variants_table(family: str) -> list[str]:
         source = said.source if said else ""
         lines.append(f"| `{name}` | {size} | {tree.count():,} | {macs} | {accuracy} | {source} |")
     return lines
-
-
-def checkpoints(formats: list[str]) -> str:
-    """Which formats of other libraries there are."""
-    if not formats:
-        return "Read and written in isovit's own formats alone: none was published."
-    return (
-        f"Read and written in the formats {', '.join(f'`{name}`' for name in formats)};"
-        " [Formats](../formats.md) has the errors."
-    )
 
 
 def fields_table(cls: type[Config]) -> list[str]:

@@ -38,11 +38,13 @@ from isovit.parity.job import draw_inputs
 from isovit.spec.config import Preprocess
 from isovit.spec.families import FAMILIES
 from isovit.spec.families.cait import CaiTConfig
+from isovit.spec.families.token_learner import TokenLearnerConfig
 from isovit.spec.families.vit import ViTConfig
 from isovit.spec.initialize import probe
 from isovit.weight_convert.formats import FORMATS
 from parity_tests.agreement import assert_outputs_agree
-from parity_tests.oracles import fitting, google, pairs
+from parity_tests.oracles import fitting, google, pairs, scenic
+from parity_tests.oracles.families.token_learner import scenic_models, scenic_sizes
 from parity_tests.oracles.families.vit import google_sizes
 from parity_tests.oracles.importing import import_oracle
 from parity_tests.oracles.originals import Original
@@ -507,13 +509,37 @@ def test_google(backend: Subject, format: str, data: st.DataObject) -> None:
         found = identified(path / "theirs.npz", format, pair)
         agreeing(backend, found, images, google.logits(NAMES[format], arrays, images))
         isovit.save(found, path / "ours.npz", format)
-        with np.load(path / "ours.npz") as written:
-            again = {name: written[name] for name in written.files}
-    assert again.keys() == arrays.keys()
-    for name, array in arrays.items():
-        assert again[name].shape == array.shape, name
-        assert again[name].dtype.itemsize == array.dtype.itemsize, name
-        assert again[name].tobytes() == array.tobytes(), name
+        assert_same_arrays(arrays_of(path / "ours.npz"), arrays)
+
+
+def arrays_of(path: Path) -> Arrays:
+    """What is in an npz."""
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
+
+
+def assert_same_arrays(found: Arrays, wanted: Arrays) -> None:
+    """The same arrays, bit for bit; NumPy writes bfloat16 as two bytes without a name."""
+    assert found.keys() == wanted.keys()
+    for name, array in wanted.items():
+        assert found[name].shape == array.shape, name
+        assert found[name].dtype.itemsize == array.dtype.itemsize, name
+        assert found[name].tobytes() == array.tobytes(), name
+
+
+@FEWER
+@given(data=st.data())
+def test_scenic(backend: Subject, data: st.DataObject) -> None:
+    pair, prefixed = data.draw(scenic_models()), data.draw(st.sampled_from(PREFIXED[:3]))
+    arrays, images = scenic.random_arrays(**pair.arguments), images_of(pair)
+    with folder() as path:
+        np.savez(path / "theirs.npz", **prefixed(arrays))
+        found = identified(path / "theirs.npz", "scenic", pair)
+        agreeing(
+            backend, found, images, scenic.logits(arrays=arrays, images=images, **pair.arguments)
+        )
+        isovit.save(found, path / "ours.npz", "scenic")
+        assert_same_arrays(arrays_of(path / "ours.npz"), arrays)
 
 
 # The other way round: whatever isovit agrees to write
@@ -546,11 +572,13 @@ class Library:
     def answer(self, format: str, config: Any, path: Path, images: np.ndarray) -> np.ndarray:
         """What the original makes of a file."""
         if format in NAMES:
-            with np.load(path) as file:
-                arrays = {name: file[name] for name in file.files}
-            wanted = google.shapes(NAMES[format], google_sizes(config))
+            arrays, wanted = arrays_of(path), google.shapes(NAMES[format], google_sizes(config))
             assert {name: array.shape for name, array in arrays.items()} == wanted
             return google.logits(NAMES[format], arrays, images)
+        if format == "scenic":
+            arrays, sizes = arrays_of(path), scenic_sizes(config)
+            assert {name: array.shape for name, array in arrays.items()} == scenic.shapes(sizes)
+            return scenic.logits(sizes, arrays, images)
         if format == "hf":
             kind = json.loads((path / "config.json").read_text())["architectures"][0]
             cls = getattr(self.module("transformers"), kind)
@@ -574,7 +602,8 @@ def test_what_a_format_can_hold_its_library_reads(
     config = config.replace(**fixed)
     subject = isovit.Checkpoint(config, probe(config))
     images = draw_inputs(config, batch=2, seed=0)[0]
-    suffix = {"hf": "", "google": ".npz", "big_vision": ".npz"}.get(format, ".safetensors")
+    suffixes = {"hf": "", "google": ".npz", "big_vision": ".npz", "scenic": ".npz"}
+    suffix = suffixes.get(format, ".safetensors")
     with folder() as path:
         assert isovit.save(subject, path / f"ours{suffix}", format) == ()
         wanted = Library(pytestconfig).answer(format, config, path / f"ours{suffix}", images)
@@ -646,6 +675,54 @@ def test_a_fault_in_a_file_of_google_is_seen(
     found = identified(tmp_path / "theirs.npz", "google", GOOGLE)
     wanted = google.logits(google.VIT_JAX, arrays, images)
     if fault == "none":
+        agreeing(exact_torch, found, images, wanted)
+        return
+    with pytest.raises(AssertionError, match="output beyond 1e-12"):
+        agreeing(exact_torch, found, images, wanted)
+
+
+def maps_over_tokens(scores: np.ndarray) -> np.ndarray:
+    """A softmax over the last axis in place of the logistic function."""
+    powers = np.exp(scores)
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def columns_first(kernel: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """A convolution by a kernel whose height and width are exchanged."""
+    return SAME_CONV(kernel.swapaxes(0, 1), x)
+
+
+SAME_CONV = scenic.same_conv
+SCENIC = TokenLearnerConfig(
+    image_size=(9, 12), patch_size=(3, 4), embed_dim=15, depth=2, num_heads=3, mlp_dim=17,
+    learner="conv", learner_loc=0, learned_tokens=4, fuser=True, num_classes=5,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("function", "fault"),
+    [
+        ("", None),
+        ("gelu", exact_gelu),
+        ("sigmoid", maps_over_tokens),
+        ("same_conv", columns_first),
+    ],
+)
+def test_another_function_than_scenics_is_seen(
+    exact_torch: Subject,
+    function: str,
+    fault: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    if function:
+        monkeypatch.setattr(scenic, function, fault)
+    pair = Pair({"sizes": scenic_sizes(SCENIC)}, SCENIC)
+    arrays, images = scenic.random_arrays(**pair.arguments), images_of(pair)
+    np.savez(tmp_path / "theirs.npz", **arrays)
+    found = identified(tmp_path / "theirs.npz", "scenic", pair)
+    wanted = scenic.logits(arrays=arrays, images=images, **pair.arguments)
+    if not function:
         agreeing(exact_torch, found, images, wanted)
         return
     with pytest.raises(AssertionError, match="output beyond 1e-12"):

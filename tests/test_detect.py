@@ -110,6 +110,11 @@ GOOGLE = VIT.replace(preprocess=SQUASHED, activation="gelu_tanh", init_scheme="v
 HEADS = {"num_heads": 3}
 FACTORS = {"re_attention_scale": 1.0, "branch_scale": 1.0}
 
+LEARNER = isovit.config(
+    "token_learner_b16", **{**SMALL, "depth": 2}, patch_size=8, learner_loc=1, learned_tokens=5
+)
+LOC = {"learner_loc": 1}
+
 CAIT = isovit.config("cait_s24", **SMALL, patch_size=8, layer_scale_init=None)
 
 FILES: dict[str, File] = {
@@ -185,6 +190,14 @@ FILES: dict[str, File] = {
     "big_vision by the mean": File(
         "big_vision", GOOGLE.replace(class_token=False, pool="mean_patches"), npz
     ),
+    "scenic": File("scenic", LEARNER, npz, LOC),
+    "scenic of v1": File(
+        "scenic", LEARNER.replace(learner="conv"), lambda f, a: npz(f, a, "opt/target/"), LOC
+    ),
+    "scenic with fusers": File(
+        "scenic", LEARNER.replace(fuser=True), lambda f, a: npz(f, a, "params/")
+    ),
+    "scenic of v1 with fusers": File("scenic", LEARNER.replace(learner="conv", fuser=True), npz),
     "vit_pytorch": File(
         "vit_pytorch",
         DEIT.replace(**{**FREE, "patch_embed": "norm_linear_norm"}),
@@ -252,6 +265,15 @@ def test_inspect_tells_format_and_family(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", [case for case in FILES if "num_heads" in FILES[case].told])
 def test_heads_that_no_shape_tells_are_asked_for(case: str, tmp_path: Path) -> None:
     with pytest.raises(isovit.InputError, match=r"num_heads cannot be read.*--set num_heads=1\|"):
+        load(written(FILES[case], tmp_path))
+
+
+@pytest.mark.parametrize("case", [case for case in FILES if "learner_loc" in FILES[case].told])
+def test_a_place_among_the_blocks_that_no_name_tells_is_asked_for(
+    case: str, tmp_path: Path
+) -> None:
+    said = r"learner_loc cannot be read.*--set learner_loc=0\|1$"
+    with pytest.raises(isovit.InputError, match=said):
         load(written(FILES[case], tmp_path))
 
 
@@ -344,6 +366,7 @@ PUBLISHED: dict[str, Published] = {
         npz,
         {"activation": "gelu_tanh", "init_scheme": "vit_jax", "preprocess": SQUASHED},
     ),
+    "scenic": Published("scenic", "token_learner_ti16", npz),
     "yitu": Published("yitu", "t2t_vit_7", pth()),
     "yitu of CIFAR": Published(
         "yitu",

@@ -225,6 +225,19 @@ REFUSED: dict[str, tuple[Config, list[tuple[dict[str, Any], str]]]] = {
             (dict(layer_scale_init=0.1), "layer_scale"),
         ],
     ),
+    "scenic": (
+        CONFIGS["token_learner"].replace(bottleneck_dim=64),
+        [
+            (dict(head_dim=6), "fill embed_dim"),
+            (dict(mlp_output_activation=True), "mlp_output_activation"),
+            (dict(learner="none"), "learner=none"),
+            (dict(learner_loc=2), "behind the last block"),
+            (dict(learner="conv", learner_pool="mean"), "learner_pool=mean"),
+            (dict(learner="conv", image_size=(12, 20)), "not square"),
+            (dict(bottleneck_dim=7), "bottleneck_dim"),
+            (dict(num_classes=0), "num_classes=0"),
+        ],
+    ),
     "vit_pytorch": (
         VIT.replace(**DENSE),
         [

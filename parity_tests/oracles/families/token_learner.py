@@ -1,14 +1,25 @@
-"""TokenLearner in NumPy loops."""
+"""TokenLearner in NumPy loops, and what scenic's model can hold."""
 
 from __future__ import annotations
 
 import numpy as np
+from hypothesis import strategies as st
 
 from isovit.spec.families.token_learner import TokenLearnerConfig
-from parity_tests.oracles import arrays
+from parity_tests.oracles import arrays, scenic
 from parity_tests.oracles.arrays import ACTIVATIONS, Array, attend
-from parity_tests.oracles.fitting import Fit
+from parity_tests.oracles.fitting import Fields, Fit
 from parity_tests.oracles.originals import Original
+from parity_tests.oracles.pairs import (
+    Pair,
+    channel_counts,
+    classes,
+    divisible,
+    head_counts,
+    patches,
+    statistics,
+    widths,
+)
 
 
 class Reference(arrays.Reference):
@@ -99,9 +110,56 @@ def sigmoid(x: Array) -> Array:
     return 1 / (1 + np.exp(-x))
 
 
+@st.composite
+def scenic_models(draw: st.DrawFn) -> Pair:
+    """Scenic's TokenLearnerViT: square grids, both modules, with fusers or without."""
+    (height, width), side, channels = draw(patches), draw(st.integers(1, 3)), draw(channel_counts)
+    depth, heads = draw(st.integers(1, 3)), draw(head_counts)
+    dim, mlp_dim, tokens = draw(divisible(heads)), draw(widths), draw(st.integers(1, 4))
+    loc, num_classes = draw(st.integers(0, depth - 1)), draw(classes)
+    use_tokenfuse, use_v11 = draw(st.booleans()), draw(st.booleans())
+    config = TokenLearnerConfig(
+        image_size=(side * height, side * width), patch_size=(height, width),
+        in_channels=channels, preprocess=statistics(channels), num_classes=num_classes,
+        embed_dim=dim, depth=depth, num_heads=heads, mlp_dim=mlp_dim,
+        learner="mlp" if use_v11 else "conv", learner_loc=loc, learned_tokens=tokens,
+        fuser=use_tokenfuse,
+    )  # fmt: skip
+    untold = () if use_tokenfuse else ("learner_loc",)
+    return Pair({"sizes": scenic_sizes(config)}, config, untold)
+
+
+def scenic_sizes(config: TokenLearnerConfig) -> scenic.Sizes:
+    """Scenic's arguments for a config that it can hold."""
+    return scenic.Sizes(
+        patches=config.patch_size, grid=config.grid, channels=config.in_channels,
+        hidden_size=config.embed_dim, num_layers=config.depth, num_heads=config.num_heads,
+        mlp_dim=config.mlp_dim, num_tokens=config.learned_tokens,
+        tokenlearner_loc=config.learner_loc, use_tokenfuse=config.fuser,
+        use_v11=config.learner == "mlp", num_classes=config.num_classes,
+    )  # fmt: skip
+
+
 ORIGINALS: dict[str, Original] = {}
 
-FITS: dict[str, Fit] = {}
+
+# What each format can hold
+
+
+def scenic_fields(_: st.DrawFn, config: TokenLearnerConfig) -> Fields:
+    """A TokenLearner before some block, a head, a square grid; heads that fill the width."""
+    depth, side = max(config.depth, 1), config.grid[0]
+    (height, width), heads = config.patch_size, config.num_heads
+    return dict(
+        image_size=(side * height, side * width), depth=depth, head_dim=None,
+        embed_dim=-(-config.embed_dim // heads) * heads, mlp_output_activation=False,
+        learner="mlp" if config.learner == "none" else config.learner, learner_pool="sum",
+        learner_loc=min(config.learner_loc, depth - 1), bottleneck_dim=scenic.BOTTLENECK,
+        num_classes=config.num_classes or 1,
+    )  # fmt: skip
+
+
+FITS = {"scenic": Fit(scenic_fields)}
 
 PARAMETERS = {
     "token_learner_ti16": (5_730_808, 5_730_792),
@@ -114,5 +172,6 @@ PARAMETERS = {
     "token_learner_mini_4": (1_349_946, 1_349_946),
     "token_learner_mini_8": (1_355_850, 1_355_850),
 }
-"""Total and trainable: of the mini ViTs counted in Keras, of the others added up by hand. Biases
-that a softmax or a norm takes away again do not train here."""
+"""Total and trainable: of the official models by the shapes in ``oracles.scenic``, of the Keras
+example's as stock layers have them; ``test_token_learner`` counts both. Biases that a softmax or a
+norm takes away again do not train here."""

@@ -75,6 +75,8 @@ FORMATS: dict[str, Format] = {
                 fixed=(TANH, EPS_6)),
         _theirs("big_vision", "google's big_vision", CANONICAL, suffixes=(".npz",), resize=ALIGNED,
                 fixed=(TANH, EPS_6)),
+        _theirs("scenic", "google's scenic: TokenLearner", CANONICAL, suffixes=(".npz",),
+                resize=ALIGNED, fixed=(TANH, EPS_6)),
         _theirs("vit_pytorch", "vit-pytorch", fixed=(EXACT, EPS_5)),
         _theirs("dino", "DINO", wrapper="teacher", resize="dino_bicubic", fixed=(EXACT, EPS_6)),
         _theirs("mae", "MAE's encoder", wrapper="model", fixed=(EXACT, EPS_6)),
