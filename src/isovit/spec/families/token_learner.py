@@ -190,15 +190,6 @@ class TokenLearnerConfig(Config, frozen=True, kw_only=True, tag="token_learner")
         return self.depth - self.learner_loc if self.fuser else 0
 
     @property
-    def map_bias_trains(self) -> bool:
-        """Whether the last bias of the maps of ``mlp`` does.
-
-        It moves all places of a map alike, which the softmax does not see, unless dropout between
-        the two takes some of them out.
-        """
-        return self.dropout_rate > 0
-
-    @property
     def tokens(self) -> int:
         """Number of tokens behind the last block."""
         return self.patches if self.learner == "none" or self.fuser else self.learned_tokens
@@ -266,12 +257,16 @@ def _blocks(config: TokenLearnerConfig, scheme: Scheme) -> list[ParamTree]:
 
 
 def _learner(config: TokenLearnerConfig, scheme: Scheme) -> ParamTree:
-    """The grid of tokens to the learned ones."""
+    """The grid of tokens to the learned ones.
+
+    The last bias of the maps of ``mlp`` moves all places alike, which the softmax does not see. (In
+    the official code it trains where dropout, which falls between, has a rate.)
+    """
     dim, tokens, patches = config.embed_dim, config.learned_tokens, config.patches
     if config.learner == "conv":
         maps = repeat("convs", CONVS, lambda i: _conv(config, i, scheme))
     else:
-        maps = _token_mask(config, scheme, bias_trains=config.map_bias_trains)
+        maps = _token_mask(config, scheme, bias_trains=False)
     children = (layer_norm("norm", (patches,), dim), maps)
     return ParamTree(
         "learner", children=children, output=(tokens, dim), own_macs=tokens * patches * dim

@@ -129,7 +129,7 @@ class MlpLearner(nnx.Module):
     ) -> None:
         kinds = Kinds(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.norm = LayerNorm(config.embed_dim, epsilon=config.norm_eps, **kinds)
-        self.mask = TokenMask(config, bias_trains=config.map_bias_trains, **kinds)
+        self.mask = TokenMask(config, bias_trains=False, **kinds)
 
     def __call__(self, x: Float[Array, "batch places dim"]) -> Float[Array, "batch tokens dim"]:
         maps = self.mask(self.norm(x)).mT  # (batch, tokens, places)

@@ -124,7 +124,7 @@ class MlpLearner(keras.layers.Layer):
         super().__init__(name=name, dtype=dtype)
         dtype = self.dtype_policy
         self.norm = layer_norm(config.norm_eps, name="norm", dtype=dtype)
-        self.mask = TokenMask(config, bias_trains=config.map_bias_trains, name="mask", dtype=dtype)
+        self.mask = TokenMask(config, bias_trains=False, name="mask", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.norm.build(input_shape)

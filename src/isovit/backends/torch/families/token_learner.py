@@ -88,7 +88,7 @@ class MlpLearner(nn.Module):
     def __init__(self, config: TokenLearnerConfig) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
-        self.mask = TokenMask(config, bias_trains=config.map_bias_trains)
+        self.mask = TokenMask(config, bias_trains=False)
 
     def forward(self, x: Float[Tensor, "batch places dim"]) -> Float[Tensor, "batch tokens dim"]:
         maps = self.mask(self.norm(x)).mT  # (batch, tokens, places)
