@@ -48,7 +48,7 @@ def run_flax(config: Config, dtype: str) -> Results:
 
     from isovit.backends.flax import runtime
 
-    images, _ = draw_inputs(config, DEVICES, 0)
+    images = draw_inputs(config, DEVICES, 0).images
     model = runtime.build(config, probe(config), dtype=dtype, device="cpu")
     graphdef, state = nnx.split(model)
     auto = AxisType.Auto
@@ -111,7 +111,7 @@ def run_keras(config: Config, dtype: str) -> Results:
 
     from isovit.backends.keras import runtime
 
-    images, _ = draw_inputs(config, DEVICES, 0)
+    images = draw_inputs(config, DEVICES, 0).images
     names = keras.distribution.list_devices("cpu")
     mesh = keras.distribution.DeviceMesh((DEVICES // 2, 2), ("data", "model"), names)
     layouts = keras.distribution.LayoutMap(mesh)
@@ -169,7 +169,7 @@ def placed(name: str, config: Config) -> int:
     """The device on which a model computes that was built for the fourth of them."""
     backend = get_backend(name)
     model = backend.build(config, probe(config), device="cpu:3")
-    images, _ = draw_inputs(config, 2, 0)
+    images = draw_inputs(config, 2, 0).images
     output: Any = backend.inference(model, backend.put(model, images), "jit")()
     return output.device.id
 

@@ -10,6 +10,7 @@ rounding is amplified.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -18,8 +19,9 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from isovit.parity.job import draw_inputs
+from isovit.parity.job import Inputs, draw_inputs
 from isovit.spec.config import Preprocess
+from isovit.spec.families import home
 from isovit.spec.initialize import probe
 
 MIN_WIDTH, MAX_WIDTH = 6, 24
@@ -46,19 +48,29 @@ class Case:
         return probe(self.config, self.seed)
 
     @property
+    def inputs(self) -> Inputs:
+        """Images, cotangent, and what an objective takes beside."""
+        return draw_inputs(self.config, self.batch, self.seed)
+
+    @property
     def images(self) -> np.ndarray:
         """(batch, height, width, channels) float32."""
-        return draw_inputs(self.config, self.batch, self.seed)[0]
+        return self.inputs.images
 
     @property
     def cotangent(self) -> np.ndarray:
         """Weights of the outputs in the scalar loss."""
-        return draw_inputs(self.config, self.batch, self.seed)[1]
+        return self.inputs.cotangent
+
+    @property
+    def others(self) -> Mapping[str, np.ndarray]:
+        """What an objective takes beside the images."""
+        return self.inputs.others
 
 
 def cases(family: str) -> st.SearchStrategy[Case]:
-    """Cases of a family."""
-    configs = import_module(f"parity_tests.families.{family}").configs()
+    """Cases of a family or an objective."""
+    configs = import_module(f"parity_tests.{home(family)}").configs()
     return st.builds(Case, configs, st.integers(1, 3), st.integers(0, 999))
 
 

@@ -51,15 +51,16 @@ class Subject:
 
     def forward(self, case: Case, dtype: str = "float64") -> np.ndarray:
         """Output of the model of a case."""
-        return self.runtime.forward(self.build(case, dtype), case.images)
+        return self.runtime.forward(self.build(case, dtype), case.images, case.others)
 
     def trace(self, case: Case, dtype: str = "float64") -> dict[str, np.ndarray]:
         """Every activation of the model of a case, ``""`` for its output."""
-        return self.runtime.trace(self.build(case, dtype), case.images)
+        return self.runtime.trace(self.build(case, dtype), case.images, case.others)
 
     def gradients(self, case: Case) -> Gradients:
         """Gradients of the model of a case, in float64."""
-        return self.runtime.gradients(self.build(case), case.images, case.cotangent)
+        images, cotangent, others = case.inputs
+        return self.runtime.gradients(self.build(case), images, cotangent, others)
 
     def tensor(self, array: np.ndarray) -> Any:
         """A float64 tensor of the framework."""

@@ -85,12 +85,12 @@ def build(case: str) -> Model:
 
 def run(model: Model, *, gradients: bool = False) -> dict[str, np.ndarray]:
     """The arrays that a backend's process hands to the harness."""
-    images, cotangent = draw_inputs(model.config, batch=2, seed=0)
-    activations = runtime.trace(model, images)
+    images, cotangent, others = draw_inputs(model.config, batch=2, seed=0)
+    activations = runtime.trace(model, images, others)
     results = {"output": activations.pop("")}
     results |= {f"activation/{path}": array for path, array in activations.items()}
     if gradients:
-        grads = runtime.gradients(model, images, cotangent)
+        grads = runtime.gradients(model, images, cotangent, others)
         results["gradient/images"] = grads.images
         results |= {f"gradient/{path}": array for path, array in grads.weights.items()}
     return results
@@ -251,9 +251,8 @@ def test_trainable_parameter_that_is_fixed_is_refused() -> None:
 
 def test_process_of_a_backend_and_report_find_the_fault(monkeypatch: Patch) -> None:
     """What ``parity`` does with each backend, on a job with a fault in the second block only."""
-    images, cotangent = draw_inputs(VIT, batch=2, seed=0)
     settings = Settings(trace=True, gradients=True)
-    job = Job(VIT, weights("vit"), images, cotangent, settings)
+    job = Job(VIT, weights("vit"), draw_inputs(VIT, batch=2, seed=0), settings)
     sound = worker.run(job, "torch")
     assert report("vit", sound, worker.run(job, "torch")).equal
 

@@ -17,7 +17,7 @@ from isovit.errors import InputError
 from isovit.parity.budgets import LIMITS
 from isovit.parity.compare import error
 from isovit.parity.harness import parity
-from isovit.parity.job import Job, Settings, check_images, draw_cotangent, draw_inputs
+from isovit.parity.job import Job, Settings, check_images, draw_inputs
 from isovit.parity.report import Difference, ParityReport
 from isovit.spec.initialize import probe
 from tests.markup import Markup
@@ -211,31 +211,33 @@ def test_the_html_page_escapes_what_it_did_not_write(tmp_path: Path) -> None:
 
 
 def test_a_job_comes_back_from_disk_bit_for_bit(tmp_path: Path) -> None:
-    images, cotangent = draw_inputs(T2T, batch=2, seed=1)
+    inputs = draw_inputs(T2T, batch=2, seed=1)._replace(others={"order": np.arange(3)})
     settings = Settings(dtype="float32", device=None, trace=True, gradients=True)
-    Job(T2T, probe(T2T), images, cotangent, settings).save(tmp_path)
+    Job(T2T, probe(T2T), inputs, settings).save(tmp_path)
     found = Job.load(tmp_path)
     assert (found.config, found.settings) == (T2T, settings)
-    np.testing.assert_array_equal(found.images, images)
-    np.testing.assert_array_equal(found.cotangent, cotangent)
+    np.testing.assert_array_equal(found.inputs.images, inputs.images)
+    np.testing.assert_array_equal(found.inputs.cotangent, inputs.cotangent)
+    assert found.inputs.others["order"].tolist() == [0, 1, 2]
     assert all(np.array_equal(found.weights[n], array) for n, array in probe(T2T).items())
 
 
 def test_a_job_keeps_weights_in_bfloat16(tmp_path: Path) -> None:
     weights = {name: array.astype(ml_dtypes.bfloat16) for name, array in probe(T2T).items()}
-    Job(T2T, weights, *draw_inputs(T2T, batch=2, seed=1), Settings()).save(tmp_path)
+    Job(T2T, weights, draw_inputs(T2T, batch=2, seed=1), Settings()).save(tmp_path)
     for name, array in Job.load(tmp_path).weights.items():
         np.testing.assert_array_equal(array.astype(np.float32), weights[name].astype(np.float32))
 
 
 def test_images_and_cotangent_follow_the_seed_and_the_shape_of_the_output() -> None:
-    images, cotangent = draw_inputs(VIT, batch=3, seed=5)
+    images, cotangent, others = draw_inputs(VIT, batch=3, seed=5)
+    assert not others
     assert (images.shape, images.dtype) == ((3, 16, 24, 3), np.float32)
     assert (cotangent.shape, cotangent.dtype) == ((3, 5), np.float64)
     np.testing.assert_array_equal(draw_inputs(VIT, 3, 5)[0], images)
     assert not np.array_equal(draw_inputs(VIT, 3, 6)[0], images)
     tokens = VIT.replace(num_classes=0, pool="none")
-    assert draw_cotangent(tokens, 3, 5).shape == (3, tokens.tokens, 12)
+    assert draw_inputs(tokens, 3, 5).cotangent.shape == (3, tokens.tokens, 12)
 
 
 @pytest.mark.parametrize("shape", [(16, 24, 3), (1, 24, 16, 3), (1, 16, 24, 1)])

@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from isovit.backends.protocol import NO_OTHERS
 from isovit.spec.blocks import BlockConfig, TransformerConfig
-from isovit.spec.config import Config
+from isovit.spec.config import Spec
+from isovit.spec.families import home
 
 Array = np.ndarray
 
@@ -27,21 +29,28 @@ TINY = 1e-30j
 """A complex step. Its square is nothing beside 1, so there is no truncation either."""
 
 
-def reference(config: Config, weights: Mapping[str, Array], images: Array) -> dict[str, Array]:
+def reference(
+    config: Spec,
+    weights: Mapping[str, Array],
+    images: Array,
+    others: Mapping[str, Array] = NO_OTHERS,
+) -> dict[str, Array]:
     """Output of every module by path, ``""`` for the model's own."""
-    family = import_module(f"parity_tests.oracles.families.{config.family}")
-    return family.Reference(config, weights).run(images)
+    family = import_module(f"parity_tests.oracles.{home(config.family)}")
+    return family.Reference(config, weights).run(images, **others)
 
 
 def derivative(
-    config: Config,
+    config: Spec,
     weights: Mapping[str, Array],
     images: Array,
     directions: Mapping[str, Array],
+    others: Mapping[str, Array] = NO_OTHERS,
 ) -> Array:
     """Derivative of the output along a direction in the space of weights and ``images``."""
     moved = {path: array + TINY * directions.get(path, 0.0) for path, array in weights.items()}
-    return reference(config, moved, images + TINY * directions["images"])[""].imag / abs(TINY)
+    images = images + TINY * directions["images"]
+    return reference(config, moved, images, others)[""].imag / abs(TINY)
 
 
 class Reference:
@@ -52,13 +61,13 @@ class Reference:
         self.weights = {path: widen(array) for path, array in weights.items()}
         self.outputs: dict[str, Array] = {}
 
-    def run(self, images: Array) -> dict[str, Array]:
+    def run(self, images: Array, **others: Array) -> dict[str, Array]:
         """Output of every module by path."""
-        self.keep("", self.output(widen(images)))
+        self.keep("", self.output(widen(images), **others))
         return self.outputs
 
-    def output(self, images: Array) -> Array:
-        """The model's own output; every family has its own."""
+    def output(self, images: Array, **others: Array) -> Array:
+        """The model's own output; every family and every objective has its own."""
         raise NotImplementedError
 
     def block(self, path: str, config: BlockConfig, x: Array) -> Array:

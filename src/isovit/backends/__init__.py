@@ -18,8 +18,8 @@ import msgspec
 
 from isovit.backends.protocol import Backend
 from isovit.errors import InputError
-from isovit.spec.config import Config
-from isovit.spec.families import FAMILIES
+from isovit.spec.config import Spec
+from isovit.spec.families import class_name, home
 
 BACKENDS = {
     "torch": ("torch", "torch"),
@@ -138,8 +138,8 @@ def require_inference(
 
 @cache
 def model_class(backend: str, family: str) -> type[Any]:
-    """The model class of a family in a backend."""
-    return getattr(import_module(f"isovit.backends.{backend}.families.{family}"), FAMILIES[family])
+    """The model class of a family or an objective in a backend."""
+    return getattr(import_module(f"isovit.backends.{backend}.{home(family)}"), class_name(family))
 
 
 def backend_of(model: Any) -> str:
@@ -173,7 +173,7 @@ def check_dtype(dtype: str) -> None:
 
 
 def build(
-    config: Config,
+    config: Spec,
     backend: str,
     weights: dict[str, Any] | None = None,
     *,
@@ -183,7 +183,7 @@ def build(
     """Build an ordinary model of a framework, with weights, ready for inference.
 
     Args:
-        config: of any family.
+        config: of any family or objective.
         backend: ``torch``, ``flax``, ``keras`` or ``keras:ENGINE``; or ``onnx``, for inference.
         weights: canonical weights; None draws those of seed 0.
         dtype: ``float32``, ``float64`` or ``bfloat16``, of parameters and computation. In JAX and

@@ -1,21 +1,27 @@
 """What a backend does, as a protocol; each ``runtime`` module is one.
 
 Arrays go in and come out as NumPy: float64 stays float64, everything else comes out as float32,
-which holds bfloat16 exactly. Images are (batch, height, width, channels).
+which holds bfloat16 exactly. Images are (batch, height, width, channels). What an objective takes
+beside them (``others``) goes to the model by the names of its arguments; integers stay integers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from isovit.spec.config import Config
+from isovit.spec.config import Spec
 
 Model = Any
 Weights = Mapping[str, np.ndarray]
+Others = Mapping[str, np.ndarray]
+
+NO_OTHERS: Others = MappingProxyType({})
+"""What a model takes that is no objective."""
 
 
 class Gradients(NamedTuple):
@@ -56,7 +62,7 @@ class Backend(Protocol):
     """The functions of a ``runtime`` module."""
 
     def build(
-        self, config: Config, weights: Weights, *, dtype: str = "float32", device: str | None = None
+        self, config: Spec, weights: Weights, *, dtype: str = "float32", device: str | None = None
     ) -> Model:
         """A model with these canonical weights, in evaluation mode.
 
@@ -81,18 +87,28 @@ class Backend(Protocol):
         """Put canonical weights into a model; its dtype stays."""
         ...
 
-    def forward(self, model: Model, images: np.ndarray) -> np.ndarray:
+    def forward(
+        self, model: Model, images: np.ndarray, others: Others = NO_OTHERS
+    ) -> np.ndarray:
         """The model's output in evaluation mode."""
         ...
 
-    def trace(self, model: Model, images: np.ndarray) -> dict[str, np.ndarray]:
+    def trace(
+        self, model: Model, images: np.ndarray, others: Others = NO_OTHERS
+    ) -> dict[str, np.ndarray]:
         """Output of every module of the param tree by path, ``""`` for the model's own.
 
         Of a module that runs several times, that of the last.
         """
         ...
 
-    def gradients(self, model: Model, images: np.ndarray, cotangent: np.ndarray) -> Gradients:
+    def gradients(
+        self,
+        model: Model,
+        images: np.ndarray,
+        cotangent: np.ndarray,
+        others: Others = NO_OTHERS,
+    ) -> Gradients:
         """Gradients of the loss Σ output · cotangent in evaluation mode."""
         ...
 
@@ -151,7 +167,7 @@ class NativeFiles(Protocol):
     A torch state dict, an npz and a safetensors file need nothing of the model.
     """
 
-    def save_native(self, config: Config, weights: Weights, path: Path) -> None:
+    def save_native(self, config: Spec, weights: Weights, path: Path) -> None:
         """Write a file or folder that the framework's own tools read.
 
         Raises:
@@ -159,7 +175,7 @@ class NativeFiles(Protocol):
         """
         ...
 
-    def load_native(self, config: Config, path: Path) -> dict[str, np.ndarray]:
+    def load_native(self, config: Spec, path: Path) -> dict[str, np.ndarray]:
         """Read such a file back; whether the arrays fit the config is for the caller to check.
 
         Raises:

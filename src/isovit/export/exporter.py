@@ -79,7 +79,7 @@ def export(
         with _exporting(target):
             function = _opened(target, module, temporary)
             for count in [target.batch] if target.batch else BATCHES:
-                images, _ = draw_inputs(config, count, seed=count)
+                images = draw_inputs(config, count, seed=count).images
                 worst = max(worst, error(function(images), runtime.forward(model, images)))
         if not worst <= LIMIT:
             raise ExportError(

@@ -17,9 +17,9 @@ from isovit.backends.devices import kind_of, worker_environment
 from isovit.errors import InputError
 from isovit.parity.budgets import LIMITS, Kind
 from isovit.parity.compare import error
-from isovit.parity.job import Job, Settings, check_images, draw_cotangent, draw_inputs
+from isovit.parity.job import Job, Settings, check_images, draw_inputs, inputs_of
 from isovit.parity.report import Difference, ParityReport
-from isovit.spec.config import Config
+from isovit.spec.config import Spec
 from isovit.spec.families import resolve_config
 from isovit.spec.initialize import probe
 from isovit.versions import versions
@@ -33,7 +33,7 @@ class BackendError(RuntimeError):
 
 
 def parity(
-    model: Checkpoint | Config | str,
+    model: Checkpoint | Spec | str,
     backends: Sequence[str] = ("torch", "flax", "keras"),
     *,
     dtype: str = "float64",
@@ -75,15 +75,15 @@ def parity(
         raise InputError(f"gradients have no limit in {dtype}: compare them in float64 or float32")
     if isinstance(model, str):
         model = resolve_config(model)
-    if isinstance(model, Config):
+    if isinstance(model, Spec):
         model = Checkpoint(model, probe(model, seed))
     if images is None:
-        images, cotangent = draw_inputs(model.config, batch, seed)
+        inputs = draw_inputs(model.config, batch, seed)
     else:
         check_images(model.config, images)
-        cotangent = draw_cotangent(model.config, len(images), seed)
+        inputs = inputs_of(model.config, images, seed)
     settings = Settings(dtype=dtype, device=device, trace=trace, gradients=gradients)
-    job = Job(model.config, model.weights, images, cotangent, settings)
+    job = Job(model.config, model.weights, inputs, settings)
     results = _run_all(job, names, progress or (lambda name: None))
     seconds = {name: float(arrays.pop("seconds")) for name, arrays in results.items()}
     return ParityReport(

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from isovit.errors import InputError
-from isovit.spec.config import Config, config_from_dict
+from isovit.spec.config import Spec, config_from_dict
 from isovit.spec.families import param_tree
 from isovit.weight_convert.files import read_npz, write_npz
 from isovit.weight_convert.tensors import Tensors
@@ -32,14 +33,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     gradients: bool = False
 
 
-@dataclass(frozen=True)
-class Job:
-    """What every backend gets: the same config, weights, images and cotangent, bit for bit."""
+class Inputs(NamedTuple):
+    """What a model is run and differentiated on.
 
-    config: Config
-    weights: Mapping[str, np.ndarray]
+    Attributes:
+        images: (batch, height, width, channels) float32, or views of them.
+        cotangent: weights of the outputs in the scalar loss Σ output · cotangent, float64.
+        others: what an objective takes beside the images, by argument.
+    """
+
     images: np.ndarray
     cotangent: np.ndarray
+    others: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every backend gets: the same config, weights and inputs, bit for bit."""
+
+    config: Spec
+    weights: Mapping[str, np.ndarray]
+    inputs: Inputs
     settings: Settings
 
     def save(self, folder: Path) -> None:
@@ -47,41 +61,40 @@ class Job:
         (folder / "config.json").write_text(self.config.to_json(), encoding="utf-8")
         (folder / "settings.json").write_bytes(msgspec.json.encode(self.settings))
         write_npz(folder / "weights.npz", Tensors.of(self.weights), comment="")
-        np.savez(folder / "inputs.npz", images=self.images, cotangent=self.cotangent)
+        arrays = {"images": self.inputs.images, "cotangent": self.inputs.cotangent}
+        np.savez(folder / "inputs.npz", **arrays, **self.inputs.others)
 
     @staticmethod
     def load(folder: Path) -> Job:
         """Read the job of a folder."""
         weights, _ = read_npz(folder / "weights.npz")
-        with np.load(folder / "inputs.npz") as inputs:
-            return Job(
-                config_from_dict(msgspec.json.decode((folder / "config.json").read_bytes())),
-                weights,
-                inputs["images"],
-                inputs["cotangent"],
-                msgspec.json.decode((folder / "settings.json").read_bytes(), type=Settings),
-            )
+        with np.load(folder / "inputs.npz") as file:
+            arrays = dict(file)
+        return Job(
+            config_from_dict(msgspec.json.decode((folder / "config.json").read_bytes())),
+            weights,
+            Inputs(arrays.pop("images"), arrays.pop("cotangent"), arrays),
+            msgspec.json.decode((folder / "settings.json").read_bytes(), type=Settings),
+        )
 
 
-def draw_inputs(config: Config, batch: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images and a cotangent from a seed, standard normal.
-
-    Returns:
-        (batch, height, width, channels) float32, and float64 in the shape of the output.
-    """
+def draw_inputs(config: Spec, batch: int, seed: int) -> Inputs:
+    """Images and a cotangent from a seed, standard normal, and what an objective takes beside."""
     rng = np.random.default_rng([seed, 1])
-    images = rng.standard_normal((batch, *config.image_size, config.in_channels), np.float32)
-    return images, draw_cotangent(config, batch, seed)
+    images = rng.standard_normal((batch, *config.input_shape), np.float32)
+    return inputs_of(config, images, seed)
 
 
-def draw_cotangent(config: Config, batch: int, seed: int) -> np.ndarray:
-    """Weights of the outputs in the scalar loss Σ output · cotangent, standard normal."""
+def inputs_of(config: Spec, images: np.ndarray, seed: int) -> Inputs:
+    """Given images, and the rest from a seed."""
     output = param_tree(config).output
     assert output is not None
-    return np.random.default_rng([seed, 2]).standard_normal((batch, *output))
+    cotangent = np.random.default_rng([seed, 2]).standard_normal((len(images), *output))
+    others = config.draw(len(images), np.random.default_rng([seed, 3]))
+    return Inputs(images, cotangent, others)
 
 
-def check_images(config: Config, images: np.ndarray) -> None:
+def check_images(config: Spec, images: np.ndarray) -> None:
     """Check that an array holds images for a model.
 
     Raises:

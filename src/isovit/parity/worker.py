@@ -25,17 +25,18 @@ def run(job: Job, name: str) -> dict[str, np.ndarray]:
         ``gradient/images`` is that of the images.
     """
     settings, backend = job.settings, get_backend(name)
+    images, cotangent, others = job.inputs
     backend.exact_arithmetic()
     model = backend.build(job.config, job.weights, dtype=settings.dtype, device=settings.device)
     results: dict[str, np.ndarray] = {}
     if settings.trace:
-        activations = backend.trace(model, job.images)
+        activations = backend.trace(model, images, others)
         results["output"] = activations.pop("")
         results.update({f"activation/{path}": array for path, array in activations.items()})
     else:
-        results["output"] = backend.forward(model, job.images)
+        results["output"] = backend.forward(model, images, others)
     if settings.gradients:
-        gradients = backend.gradients(model, job.images, job.cotangent)
+        gradients = backend.gradients(model, images, cotangent, others)
         results["gradient/images"] = gradients.images
         results.update({f"gradient/{path}": array for path, array in gradients.weights.items()})
     return results

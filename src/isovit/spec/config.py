@@ -24,6 +24,7 @@ from typing import (
 )
 
 import msgspec
+import numpy as np
 
 from isovit.errors import InputError
 
@@ -77,22 +78,10 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     std: tuple[Epsilon, ...] = (0.229, 0.224, 0.225)
 
 
-class Config(
+class Spec(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="family"
 ):
-    """What every family's config has.
-
-    Attributes:
-        image_size: height and width of the input, in pixels.
-        in_channels: channels of the input.
-        num_classes: width of the head; 0 for no head, in which case the features come out.
-        preprocess: how a photograph becomes an input.
-    """
-
-    image_size: Pair = (224, 224)
-    in_channels: Positive = 3
-    num_classes: NonNegative = 1000
-    preprocess: Preprocess = Preprocess()
+    """What every config has: those of the families of models, and those of objectives."""
 
     def __post_init__(self) -> None:
         """Bring every field to its type (list to tuple, ``n`` to a pair), then check the rules."""
@@ -107,14 +96,6 @@ class Config(
         Raises:
             ConfigError: naming the field, its value and the rule.
         """
-        for name in ("mean", "std"):
-            values = getattr(self.preprocess, name)
-            require(
-                len(values) == self.in_channels,
-                f"preprocess.{name}",
-                values,
-                f"needs one number for each of in_channels={self.in_channels}",
-            )
 
     def check_images(self, shape: Sequence[int | None]) -> None:
         """Check the shape of a batch of images; every model does so first.
@@ -124,7 +105,7 @@ class Config(
         Raises:
             InputError: if it is not (batch, height, width, channels) of this config.
         """
-        wanted = (*self.image_size, self.in_channels)
+        wanted = self.input_shape
         if tuple(shape[1:]) != wanted:
             raise InputError(
                 f"the images have the shape {tuple(shape)}; the model wants (batch, "
@@ -133,18 +114,37 @@ class Config(
 
     @property
     def family(self) -> str:
-        """The family's name, as in the table of families."""
+        """The family's name, as in the tables of families and of objectives."""
         return str(self.__struct_config__.tag)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of what a model is called with for one image."""
+        raise NotImplementedError
 
     @property
     def position_tables(self) -> Mapping[str, PositionTable]:
         """The learned tables that depend on the size of the image, by canonical path."""
         return {}
 
+    @property
+    def parts(self) -> Mapping[str, Config]:
+        """Configs of the models that this one is made of, by field; each is a module, too."""
+        return {}
+
+    def draw(self, batch: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """What a model is called with beside the images, by the name of its argument."""
+        return {}
+
     def replace(self, **changes: Any) -> Self:
         """A copy with other values; nested fields by dotted name, ``**{"preprocess.mean": …}``."""
         if changes.get("family", self.family) != self.family:
             raise ConfigError(f"family={changes['family']!r}: the model's family is {self.family}")
+        for name, config in self.parts.items():
+            inner = {key: changes.pop(key) for key in list(changes) if key.startswith(f"{name}.")}
+            if inner:
+                fields = {key.partition(".")[2]: value for key, value in inner.items()}
+                changes[name] = config.replace(**fields)
         if "in_channels" in changes and not any(key.startswith("preprocess") for key in changes):
             changes = {**_default_statistics(changes["in_channels"]), **changes}
         return cast("Self", config_from_dict(_merge(self.to_dict(), changes)))
@@ -161,8 +161,48 @@ class Config(
         """The config as TOML. A field that is None is left out: TOML has no such value."""
         import tomli_w
 
-        data = {key: value for key, value in self.to_dict().items() if value is not None}
-        return tomli_w.dumps(data)
+        return tomli_w.dumps(_without_none(self.to_dict()))
+
+
+class Config(Spec, frozen=True, kw_only=True):
+    """What every family's config has.
+
+    Attributes:
+        image_size: height and width of the input, in pixels.
+        in_channels: channels of the input.
+        num_classes: width of the head; 0 for no head, in which case the features come out.
+        preprocess: how a photograph becomes an input.
+    """
+
+    image_size: Pair = (224, 224)
+    in_channels: Positive = 3
+    num_classes: NonNegative = 1000
+    preprocess: Preprocess = Preprocess()
+
+    def check(self) -> None:
+        """Check that the statistics are those of the channels."""
+        super().check()
+        for name in ("mean", "std"):
+            values = getattr(self.preprocess, name)
+            require(
+                len(values) == self.in_channels,
+                f"preprocess.{name}",
+                values,
+                f"needs one number for each of in_channels={self.in_channels}",
+            )
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Height, width and channels of an image."""
+        return (*self.image_size, self.in_channels)
+
+
+def _without_none(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(cast("Mapping[str, Any]", value)) if isinstance(value, dict) else value
+        for key, value in data.items()
+        if value is not None
+    }
 
 
 def require(ok: bool, field: str, value: object, rule: str) -> None:
@@ -194,7 +234,7 @@ def require_stages(config: Any, names: Sequence[str], word: str = "stage") -> No
         )
 
 
-def config_from_dict(data: Mapping[str, Any], source: str = "config") -> Config:
+def config_from_dict(data: Mapping[str, Any], source: str = "config") -> Spec:
     """Read a config from plain data.
 
     Args:
@@ -205,10 +245,11 @@ def config_from_dict(data: Mapping[str, Any], source: str = "config") -> Config:
         ConfigError: for an unknown family, an unknown field or a value that breaks a rule.
     """
     from isovit.spec.families import FAMILIES, config_class
+    from isovit.spec.objectives import OBJECTIVES
 
-    family = data.get("family")
-    if not isinstance(family, str) or family not in FAMILIES:
-        raise ConfigError(f"{source}: family={family!r}: must be one of {', '.join(FAMILIES)}")
+    family, known = data.get("family"), (*FAMILIES, *OBJECTIVES)
+    if not isinstance(family, str) or family not in known:
+        raise ConfigError(f"{source}: family={family!r}: must be one of {', '.join(known)}")
     cls = config_class(family)
     hints = _hints(cls)
     fields = {key: value for key, value in data.items() if key != "family"}
@@ -218,7 +259,7 @@ def config_from_dict(data: Mapping[str, Any], source: str = "config") -> Config:
     return cls(**fields)
 
 
-def config_from_file(path: str | Path) -> Config:
+def config_from_file(path: str | Path) -> Spec:
     """Read a config from a JSON or TOML file.
 
     The file gives either every field that differs from the family's defaults beside ``family``,
@@ -264,8 +305,8 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     return changes
 
 
-def json_schema(cls: type[Config]) -> dict[str, Any]:
-    """JSON Schema of a family's config."""
+def json_schema(cls: type[Spec]) -> dict[str, Any]:
+    """JSON Schema of a family's config, or an objective's."""
     return msgspec.json.schema(cls)
 
 
@@ -280,6 +321,8 @@ def _to_type(name: str, value: Any, hint: Any) -> Any:
         value = (value, value)
     if hint is Preprocess:
         return _to_struct(name, value, hint)
+    if isinstance(hint, type) and issubclass(hint, Config):
+        return _to_config(name, value, hint)
     try:
         converted: Any = msgspec.convert(value, hint)
     except msgspec.ValidationError as error:
@@ -297,6 +340,18 @@ def _is_finite(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_finite, cast("tuple[Any, ...]", value)))
     return not isinstance(value, float) or math.isfinite(value)
+
+
+def _to_config(name: str, value: Any, cls: type[Config]) -> Config:
+    """The config of a model within another."""
+    if isinstance(value, Mapping):
+        fields = cast("Mapping[str, Any]", value)
+        value = config_from_dict({"family": cls.__struct_config__.tag, **fields}, name)
+    if not isinstance(value, cls):
+        wanted = "a model" if cls is Config else str(cls.__struct_config__.tag)
+        came = value.family if isinstance(value, Spec) else repr(value)
+        raise ConfigError(f"{name}: wanted the config of {wanted}, got {came}")
+    return value
 
 
 def _to_struct(name: str, value: Any, cls: type[msgspec.Struct]) -> msgspec.Struct:

@@ -12,15 +12,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from isovit.spec.config import Config
+from isovit.spec.config import Spec
 from isovit.spec.families import param_tree
 from isovit.spec.param import STATISTICS, Param, Role
+from isovit.spec.positions import sincos_positions, sinusoidal_positions
 
 Array = np.ndarray
 Draw = Callable[[np.random.Generator, tuple[int, ...], float], Array]
 
 
-def init(config: Config, seed: int = 0) -> dict[str, Array]:
+def init(config: Spec, seed: int = 0) -> dict[str, Array]:
     """Draw canonical weights by the initialisation that ``config.init_scheme`` names.
 
     Args:
@@ -36,10 +37,15 @@ def init(config: Config, seed: int = 0) -> dict[str, Array]:
 
 def draw(param: Param, path: str, seed: int) -> Array:
     """One parameter of ``init``: float32, by its path and the seed alone."""
-    return INITIALIZERS[param.init.kind](_generator(seed, path), param.shape, param.init.value)
+    rng, init = _generator(seed, path), param.init
+    if init.grid is not None:
+        tokens, dim = param.shape[-2:]
+        table = sincos_positions(init.grid, dim, tokens - math.prod(init.grid), init.value)
+        return table.reshape(param.shape)
+    return INITIALIZERS[init.kind](rng, param.shape, init.value)
 
 
-def probe(config: Config, seed: int = 0) -> dict[str, Array]:
+def probe(config: Spec, seed: int = 0) -> dict[str, Array]:
     """Draw weights under which every parameter shows in the output.
 
     Published initialisations hide faults: zero biases hide a missing bias, unit scales a missing
@@ -138,24 +144,6 @@ def orthogonal_features(features: int, dim: int, seed: int = 0) -> Array:
     """
     columns, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((dim, features)))
     return (math.sqrt(features) * columns.T).astype(np.float32)
-
-
-def sinusoidal_positions(tokens: int, dim: int, base: float = 10000.0) -> Array:
-    """Fixed 1-D table: angle pos / base^(2⌊j/2⌋/dim), sine in even columns, cosine in odd ones.
-
-    Args:
-        tokens: number of positions.
-        dim: width.
-        base: longest wavelength, in units of 2π positions.
-
-    Returns:
-        (tokens, dim) float32, computed in float64.
-
-    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5, as in the official T2T-ViT code.
-    """
-    column = np.arange(dim)
-    angle = np.arange(tokens)[:, None] / np.power(base, 2 * (column // 2) / dim)
-    return np.where(column % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)
 
 
 INITIALIZERS: dict[str, Draw] = {

@@ -35,11 +35,13 @@ class Init:
 
     ``constant`` (value), ``normal`` (std), ``trunc_normal`` (std, cut at ±2 in absolute units, as
     in timm), ``lecun_normal`` (std after the cut at two deviations, as in Flax), ``uniform``
-    (bound), ``orthogonal_rows`` (norm of a row), ``sinusoid`` (base of the wavelengths).
+    (bound), ``orthogonal_rows`` (norm of a row), ``sinusoid`` (base of the wavelengths),
+    ``sincos_2d`` (the same, over ``grid``).
     """
 
     kind: str
     value: float = 0.0
+    grid: tuple[int, int] | None = None
 
 
 STATISTICS = (Role.NORM_MEAN, Role.NORM_VAR)

@@ -21,15 +21,23 @@ from flax import nnx
 from isovit.backends import model_class
 from isovit.backends.devices import jax_device, jax_precision
 from isovit.backends.flax.layout import LAYOUT
-from isovit.backends.protocol import Gradients, Model, Optimizer, Setting, Weights
+from isovit.backends.protocol import (
+    NO_OTHERS,
+    Gradients,
+    Model,
+    Optimizer,
+    Others,
+    Setting,
+    Weights,
+)
 from isovit.errors import InputError, reason
-from isovit.spec.config import Config
+from isovit.spec.config import Spec
 from isovit.spec.families import param_tree
 from isovit.spec.layout import from_native, to_native
 
 
 def build(
-    config: Config, weights: Weights, *, dtype: str = "float32", device: str | None = None
+    config: Spec, weights: Weights, *, dtype: str = "float32", device: str | None = None
 ) -> nnx.Module:
     """See ``Backend.build``."""
     if dtype == "float64":
@@ -44,7 +52,7 @@ def build(
     return model
 
 
-def _shapes(config: Config, dtype: str) -> nnx.Module:
+def _shapes(config: Spec, dtype: str) -> nnx.Module:
     """A model that has shapes in the place of weights."""
     kind, cls = jnp.dtype(dtype), model_class("flax", config.family)
     return nnx.eval_shape(
@@ -71,44 +79,50 @@ def write(model: Model, weights: Weights) -> None:
         variable.set_value(jnp.array(native[path], variable.dtype, copy=True))
 
 
-def forward(model: Model, images: np.ndarray) -> np.ndarray:
+def forward(model: Model, images: np.ndarray, others: Others = NO_OTHERS) -> np.ndarray:
     """See ``Backend.forward``."""
     graphdef, state = nnx.split(_evaluating(model))
-    return _numpy(_forward(graphdef, state, _like(model, images)))
+    return _numpy(_forward(graphdef, state, _like(model, images), **_others(model, others)))
 
 
 @partial(jax.jit, static_argnums=0)
-def _forward(graphdef: nnx.GraphDef, state: nnx.State, x: jax.Array) -> jax.Array:
+def _forward(
+    graphdef: nnx.GraphDef, state: nnx.State, x: jax.Array, **others: jax.Array
+) -> jax.Array:
     """Compiled once for every config and batch, however often a model of it is built."""
-    return nnx.merge(graphdef, state)(x)
+    return nnx.merge(graphdef, state)(x, **others)
 
 
-def trace(model: Model, images: np.ndarray) -> dict[str, np.ndarray]:
+def trace(
+    model: Model, images: np.ndarray, others: Others = NO_OTHERS
+) -> dict[str, np.ndarray]:
     """See ``Backend.trace``."""
     graphdef, state = nnx.split(_evaluating(model))
     paths = list(param_tree(model.config).activations())
 
     @jax.jit
-    def run(state: nnx.State, x: jax.Array) -> dict[str, jax.Array]:
+    def run(state: nnx.State, x: jax.Array, others: dict[str, Any]) -> dict[str, jax.Array]:
         model = nnx.merge(graphdef, state)
         capture = nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)
-        _, outputs = capture(x)
+        _, outputs = capture(x, **others)
         flat = {".".join(map(str, path)): value for path, value in nnx.to_flat_state(outputs)}
         return {path: flat[f"{path}.__call__".lstrip(".")][-1] for path in paths}
 
-    outputs = run(state, _like(model, images))  # jit sorts the keys
+    outputs = run(state, _like(model, images), _others(model, others))  # jit sorts the keys
     return {path: _numpy(outputs[path]) for path in paths}
 
 
-def gradients(model: Model, images: np.ndarray, cotangent: np.ndarray) -> Gradients:
+def gradients(
+    model: Model, images: np.ndarray, cotangent: np.ndarray, others: Others = NO_OTHERS
+) -> Gradients:
     """See ``Backend.gradients``."""
     graphdef, params, rest = nnx.split(_evaluating(model), nnx.Param, ...)
-    weighting = _like(model, cotangent)
+    weighting, given = _like(model, cotangent), _others(model, others)
 
     @jax.jit
     def run(params: nnx.State, x: jax.Array) -> tuple[nnx.State, jax.Array]:
         def loss(params: nnx.State, x: jax.Array) -> jax.Array:
-            return (nnx.merge(graphdef, params, rest)(x) * weighting).sum()
+            return (nnx.merge(graphdef, params, rest)(x, **given) * weighting).sum()
 
         return jax.grad(loss, argnums=(0, 1))(params, x)
 
@@ -209,7 +223,7 @@ def synchronize(model: Model) -> None:
     jax.block_until_ready(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
 
 
-def save_native(config: Config, weights: Weights, path: Path) -> None:
+def save_native(config: Spec, weights: Weights, path: Path) -> None:
     """See ``Backend.save_native``: an orbax folder."""
     native = to_native(param_tree(config).parameters(), weights, LAYOUT)
     tree = nnx.traversals.unflatten_mapping({tuple(k.split(".")): v for k, v in native.items()})
@@ -217,7 +231,7 @@ def save_native(config: Config, weights: Weights, path: Path) -> None:
         checkpointer.save(path.absolute(), tree)
 
 
-def load_native(config: Config, path: Path) -> dict[str, np.ndarray]:
+def load_native(config: Spec, path: Path) -> dict[str, np.ndarray]:
     """See ``Backend.load_native``.
 
     Orbax lists the arrays and tensorstore reads them. Orbax would read all that a folder claims,
@@ -304,6 +318,16 @@ def _device(model: Model) -> Any:
 def _like(model: Model, array: np.ndarray) -> jax.Array:
     """An array in the dtype of the model, on its device."""
     return jax.device_put(np.asarray(array, _weight(model).dtype), _place(model))
+
+
+def _others(model: Model, others: Others) -> dict[str, jax.Array]:
+    """Arrays where the model is; integers stay integers, everything else takes its dtype."""
+    return {
+        name: jax.device_put(array, _place(model))
+        if array.dtype.kind == "i"
+        else _like(model, array)
+        for name, array in others.items()
+    }
 
 
 def _numpy(array: jax.Array) -> np.ndarray:

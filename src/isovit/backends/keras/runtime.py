@@ -17,9 +17,17 @@ from keras.src.backend.common import dtypes as keras_dtypes
 from isovit.backends import model_class, resolve
 from isovit.backends.devices import jax_device, jax_precision, kind_of, missing
 from isovit.backends.keras.layout import LAYOUT
-from isovit.backends.protocol import Gradients, Model, Optimizer, Setting, Weights
+from isovit.backends.protocol import (
+    NO_OTHERS,
+    Gradients,
+    Model,
+    Optimizer,
+    Others,
+    Setting,
+    Weights,
+)
 from isovit.errors import InputError, reason
-from isovit.spec.config import Config
+from isovit.spec.config import Spec
 from isovit.spec.families import param_tree
 from isovit.spec.layout import from_native, native_path, to_native
 from isovit.spec.param import Param
@@ -31,7 +39,7 @@ _DEVICES: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 
 
 def build(
-    config: Config, weights: Weights, *, dtype: str = "float32", device: str | None = None
+    config: Spec, weights: Weights, *, dtype: str = "float32", device: str | None = None
 ) -> keras.Model:
     """See ``Backend.build``."""
     with _on(device):
@@ -59,20 +67,24 @@ def write(model: Model, weights: Weights) -> None:
         variable.assign(np.array(native[name]))  # a copy: JAX may keep the caller's own memory
 
 
-def forward(model: Model, images: np.ndarray) -> np.ndarray:
+def forward(model: Model, images: np.ndarray, others: Others = NO_OTHERS) -> np.ndarray:
     """See ``Backend.forward``."""
-    return _numpy(_run(model, images)[0])
+    return _numpy(_run(model, images, others)[0])
 
 
-def trace(model: Model, images: np.ndarray) -> dict[str, np.ndarray]:
+def trace(
+    model: Model, images: np.ndarray, others: Others = NO_OTHERS
+) -> dict[str, np.ndarray]:
     """See ``Backend.trace``."""
     paths = list(param_tree(model.config).activations())
-    output, outputs = _run(model, images, paths)
+    output, outputs = _run(model, images, others, paths)
     outputs[""] = output
     return {path: _numpy(outputs[path]) for path in paths}
 
 
-def gradients(model: Model, images: np.ndarray, cotangent: np.ndarray) -> Gradients:
+def gradients(
+    model: Model, images: np.ndarray, cotangent: np.ndarray, others: Others = NO_OTHERS
+) -> Gradients:
     """See ``Backend.gradients``."""
     trainable = {path: param for path, param in _params(model).items() if param.trainable}
     by_name = _variables(model)
@@ -84,7 +96,8 @@ def gradients(model: Model, images: np.ndarray, cotangent: np.ndarray) -> Gradie
     }[ENGINE]
     with _on(_DEVICES.get(model)):
         x, weighting = _like(model, images), _like(model, cotangent)
-        by_image, *by_variable = differentiate(model, variables, x, weighting)
+        given = _others(model, others)
+        by_image, *by_variable = differentiate(model, variables, x, weighting, given)
     native = {
         native_path(path, param, LAYOUT): _numpy(gradient)
         for (path, param), gradient in zip(trainable.items(), by_variable, strict=True)
@@ -251,7 +264,7 @@ def _wait(tensors: Any) -> None:
         tf.test.experimental.sync_devices()
 
 
-def save_native(config: Config, weights: Weights, path: Path) -> None:
+def save_native(config: Spec, weights: Weights, path: Path) -> None:
     """See ``Backend.save_native``: ``.weights.h5``, or the whole model as ``.keras``."""
     kinds = {array.dtype.name for array in weights.values()}
     if not kinds <= {"float32", "float64"}:
@@ -265,7 +278,7 @@ def save_native(config: Config, weights: Weights, path: Path) -> None:
         model.save_weights(path)
 
 
-def load_native(config: Config, path: Path) -> dict[str, np.ndarray]:
+def load_native(config: Spec, path: Path) -> dict[str, np.ndarray]:
     """See ``Backend.load_native``."""
     kinds: set[str] = set()
     try:
@@ -280,23 +293,27 @@ def load_native(config: Config, path: Path) -> dict[str, np.ndarray]:
     return read(model)
 
 
-def _gradients_tensorflow(model: Any, variables: Any, x: Any, weighting: Any) -> list[Any]:
+def _gradients_tensorflow(
+    model: Any, variables: Any, x: Any, weighting: Any, given: dict[str, Any]
+) -> list[Any]:
     import tensorflow as tf
 
     targets = [x, *(variable.value for variable in variables)]
     with tf.GradientTape() as tape:
         tape.watch(x)
-        loss = tf.reduce_sum(model(x, training=False) * weighting)
+        loss = tf.reduce_sum(model(x, training=False, **given) * weighting)
     return tape.gradient(loss, targets, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
 
-def _gradients_jax(model: Any, variables: Any, x: Any, weighting: Any) -> list[Any]:
+def _gradients_jax(
+    model: Any, variables: Any, x: Any, weighting: Any, given: dict[str, Any]
+) -> list[Any]:
     import jax
 
     fixed = [variable.value for variable in model.non_trainable_variables]
 
     def loss(trained: list[jax.Array], x: jax.Array) -> jax.Array:
-        output, _ = model.stateless_call(trained, fixed, x, training=False)
+        output, _ = model.stateless_call(trained, fixed, x, training=False, **given)
         return (output * weighting).sum()
 
     trained = [variable.value for variable in model.trainable_variables]
@@ -305,40 +322,44 @@ def _gradients_jax(model: Any, variables: Any, x: Any, weighting: Any) -> list[A
     return [by_image, *(by_id[id(variable)] for variable in variables)]
 
 
-def _gradients_torch(model: Any, variables: Any, x: Any, weighting: Any) -> list[Any]:
+def _gradients_torch(
+    model: Any, variables: Any, x: Any, weighting: Any, given: dict[str, Any]
+) -> list[Any]:
     import torch
 
     x = x.detach().requires_grad_()
-    loss = (model(x, training=False) * weighting).sum()
+    loss = (model(x, training=False, **given) * weighting).sum()
     targets = [x, *(variable.value for variable in variables)]
     return list(torch.autograd.grad(loss, targets, materialize_grads=True))
 
 
 def _run(
-    model: Model, images: np.ndarray, record: list[str] | None = None
+    model: Model, images: np.ndarray, others: Others, record: list[str] | None = None
 ) -> tuple[Any, dict[str, Any]]:
     """Output and recorded activations; compiled on JAX, whose eager mode is slower still."""
     record = record or []
     with _on(_DEVICES.get(model)):
-        x = _like(model, images)
+        x, given = _like(model, images), _others(model, others)
         if ENGINE == "jax":
-            return _run_jax(model, x, record)
+            return _run_jax(model, x, given, record)
         with _no_gradients(), _recording(model, record) as outputs:
-            return model(x, training=False), outputs
+            return model(x, training=False, **given), outputs
 
 
-def _run_jax(model: Model, x: Any, record: list[str]) -> tuple[Any, dict[str, Any]]:
+def _run_jax(
+    model: Model, x: Any, given: dict[str, Any], record: list[str]
+) -> tuple[Any, dict[str, Any]]:
     import jax
 
     @jax.jit
-    def run(trained: Any, fixed: Any, x: Any) -> tuple[Any, dict[str, Any]]:
+    def run(trained: Any, fixed: Any, x: Any, given: Any) -> tuple[Any, dict[str, Any]]:
         with _recording(model, record) as outputs:
-            output, _ = model.stateless_call(trained, fixed, x, training=False)
+            output, _ = model.stateless_call(trained, fixed, x, training=False, **given)
         return output, outputs
 
     trained = [variable.value for variable in model.trainable_variables]
     fixed = [variable.value for variable in model.non_trainable_variables]
-    return run(trained, fixed, x)
+    return run(trained, fixed, x, given)
 
 
 def _no_gradients() -> AbstractContextManager[Any]:
@@ -375,11 +396,11 @@ def _recording(model: Model, paths: list[str]) -> Iterator[dict[str, Any]]:
             object.__delattr__(layer, "call")
 
 
-def _empty(config: Config, dtype: str) -> keras.Model:
+def _empty(config: Spec, dtype: str) -> keras.Model:
     if dtype == "float64":
         _enable_float64()
     model: keras.Model = model_class("keras", config.family)(config, dtype=dtype)
-    model.build((None, *config.image_size, config.in_channels))
+    model.build((None, *config.input_shape))
     return model
 
 
@@ -438,6 +459,16 @@ def _accelerators() -> set[str]:
         return {"cuda"} if torch.cuda.is_available() else set()
     names = {kind_of(name) for name in keras.distribution.list_devices()} - {"cpu"}
     return {"cuda" if name == "gpu" else name for name in names}
+
+
+def _others(model: Model, others: Others) -> dict[str, Any]:
+    """Tensors where the model is; integers stay integers, everything else takes its dtype."""
+    return {
+        name: keras.ops.convert_to_tensor(array)
+        if array.dtype.kind == "i"
+        else _like(model, array)
+        for name, array in others.items()
+    }
 
 
 def _like(model: keras.Model, array: np.ndarray) -> Any:

@@ -14,10 +14,18 @@ from torch import Tensor, nn
 
 from isovit.backends import model_class, require_module, resolve
 from isovit.backends.devices import jax_device, kind_of, missing
-from isovit.backends.protocol import Gradients, Model, Optimizer, Setting, Weights
+from isovit.backends.protocol import (
+    NO_OTHERS,
+    Gradients,
+    Model,
+    Optimizer,
+    Others,
+    Setting,
+    Weights,
+)
 from isovit.backends.torch.layout import COUNTER, LAYOUT
 from isovit.errors import InputError
-from isovit.spec.config import Config
+from isovit.spec.config import Spec
 from isovit.spec.families import param_tree
 from isovit.spec.layout import from_native, to_native
 
@@ -26,7 +34,7 @@ _TPUS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
 def build(
-    config: Config, weights: Weights, *, dtype: str = "float32", device: str | None = None
+    config: Spec, weights: Weights, *, dtype: str = "float32", device: str | None = None
 ) -> nn.Module:
     """See ``Backend.build``."""
     tpu = _tpu(device) if device and kind_of(device) == "tpu" else None
@@ -64,16 +72,18 @@ def write(model: Model, weights: Weights) -> None:
     model.load_state_dict(state, strict=True)
 
 
-def forward(model: Model, images: np.ndarray) -> np.ndarray:
+def forward(model: Model, images: np.ndarray, others: Others = NO_OTHERS) -> np.ndarray:
     """See ``Backend.forward``."""
     if model in _TPUS:
         output = inference(model, put(model, images), "torchax")()
         return np.asarray(output, np.float64 if output.dtype == "float64" else np.float32)
     with torch.inference_mode(), _evaluating(model):
-        return _numpy(model(_like(model, images)))
+        return _numpy(model(_like(model, images), **_others(model, others)))
 
 
-def trace(model: Model, images: np.ndarray) -> dict[str, np.ndarray]:
+def trace(
+    model: Model, images: np.ndarray, others: Others = NO_OTHERS
+) -> dict[str, np.ndarray]:
     """See ``Backend.trace``."""
     _require_torch(model, "activations")
     outputs: dict[str, np.ndarray] = {}
@@ -87,20 +97,23 @@ def trace(model: Model, images: np.ndarray) -> dict[str, np.ndarray]:
 
     handles = [record(path) for path in param_tree(model.config).activations()]
     try:
-        forward(model, images)
+        forward(model, images, others)
     finally:
         for handle in handles:
             handle.remove()
     return outputs
 
 
-def gradients(model: Model, images: np.ndarray, cotangent: np.ndarray) -> Gradients:
+def gradients(
+    model: Model, images: np.ndarray, cotangent: np.ndarray, others: Others = NO_OTHERS
+) -> Gradients:
     """See ``Backend.gradients``."""
     _require_torch(model, "gradients")
     x = _like(model, images).requires_grad_()
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with _evaluating(model):
-        loss = (model(x) * _like(model, cotangent)).sum()
+        output = model(x, **_others(model, others))
+        loss = (output * _like(model, cotangent)).sum()
     image_gradient, *rest = torch.autograd.grad(loss, [x, *params.values()], materialize_grads=True)
     native = {name: _numpy(grad) for name, grad in zip(params, rest, strict=True)}
     tree = param_tree(model.config).parameters()
@@ -273,6 +286,17 @@ def _like(model: Model, array: np.ndarray) -> Tensor:
     """A tensor in the dtype and on the device of the model."""
     parameter = next(model.parameters())
     return torch.tensor(array, dtype=parameter.dtype, device=parameter.device)
+
+
+def _others(model: Model, others: Others) -> dict[str, Tensor]:
+    """Tensors where the model is; integers stay integers, everything else takes its dtype."""
+    device = next(model.parameters()).device
+    return {
+        name: torch.tensor(array, device=device)
+        if array.dtype.kind == "i"
+        else _like(model, array)
+        for name, array in others.items()
+    }
 
 
 def _tensors(arrays: Weights) -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ from types import ModuleType
 from typing import Any
 
 from isovit.errors import InputError
-from isovit.spec.config import Config, config_from_file
+from isovit.spec.config import Config, Spec, config_from_file
+from isovit.spec.objectives import OBJECTIVES
 from isovit.spec.param import ParamTree
 from isovit.spec.published import Published
 
@@ -30,17 +31,27 @@ FAMILIES = {
 """Family name to the class name that its spec, models and tables share."""
 
 
+def home(family: str) -> str:
+    """The folder of a family's modules in every package, ``families.vit`` or ``objectives.mae``."""
+    return f"{'families' if family in FAMILIES else 'objectives'}.{family}"
+
+
+def class_name(family: str) -> str:
+    """The class name of a family's models, or of an objective's."""
+    return FAMILIES.get(family) or OBJECTIVES[family]
+
+
 def family_module(family: str) -> ModuleType:
-    """The spec module of a family."""
-    return import_module(f"isovit.spec.families.{family}")
+    """The spec module of a family or an objective."""
+    return import_module(f"isovit.spec.{home(family)}")
 
 
-def config_class(family: str) -> type[Config]:
-    """The config class of a family, ``ViTConfig`` for ``vit``."""
-    return getattr(family_module(family), f"{FAMILIES[family]}Config")
+def config_class(family: str) -> type[Spec]:
+    """The config class of a family, ``ViTConfig`` for ``vit``, or of an objective."""
+    return getattr(family_module(family), f"{class_name(family)}Config")
 
 
-def param_tree(config: Config) -> ParamTree:
+def param_tree(config: Spec) -> ParamTree:
     """The param tree of a model: modules, parameters, shapes and multiply-adds."""
     return family_module(config.family).param_tree(config)
 
@@ -59,8 +70,16 @@ def variants() -> dict[str, Config]:
     }
 
 
-def variant_config(name: str) -> Config:
-    """The config of a published variant; older names are accepted.
+@cache
+def objectives() -> dict[str, Spec]:
+    """Every named form of an objective, in the order of the table."""
+    return {
+        name: row for family in OBJECTIVES for name, row in family_module(family).VARIANTS.items()
+    }
+
+
+def variant_config(name: str) -> Spec:
+    """The config of a published variant or of an objective; older names are accepted.
 
     Raises:
         InputError: if there is none of that name.
@@ -68,7 +87,7 @@ def variant_config(name: str) -> Config:
     aliases: dict[str, str] = {}
     for family in FAMILIES:
         aliases |= family_module(family).ALIASES
-    known = variants()
+    known = {**variants(), **objectives()}
     if (name := aliases.get(name, name)) in known:
         return known[name]
     close = difflib.get_close_matches(name, known, n=3)
@@ -80,7 +99,7 @@ def variant_config(name: str) -> Config:
 FREE = ("num_classes", "image_size", "preprocess", "norm_eps", "activation", "init_scheme")
 
 
-def variant_name(config: Config) -> str | None:
+def variant_name(config: Spec) -> str | None:
     """The published variant of which a config is a form; None if of none.
 
     Its classes, image size, preprocessing, epsilon, GELU and initialisation may be others: the same
@@ -89,20 +108,24 @@ def variant_name(config: Config) -> str | None:
     """
     wanted = config.to_dict()
     free = {key: wanted[key] for key in FREE if key in wanted}
-    rows = {name: variant.to_dict() for name, variant in variants().items()}
+    known: dict[str, Spec] = {**variants(), **objectives()}
+    rows = {name: variant.to_dict() for name, variant in known.items()}
     same = [name for name, row in rows.items() if row | free == wanted]
     return max(
         same, key=lambda name: sum(rows[name][key] == free[key] for key in free), default=None
     )
 
 
-def config(name: str, **changes: Any) -> Config:
-    """The config of a published variant, with fields changed.
+def config(name: str, **changes: Any) -> Any:
+    """The config of a published variant or of an objective, with fields changed.
 
     Args:
-        name: of the variant, ``t2t_vit_14``; older names are accepted.
+        name: ``t2t_vit_14``, ``mae_vit_b16``; older names are accepted.
         changes: fields to change, ``num_classes=10``; nested ones by dotted name,
             ``**{"preprocess.interpolation": "bilinear"}``.
+
+    Returns:
+        A ``Config`` of the family, or the ``Spec`` of an objective.
 
     Raises:
         InputError: if there is no such variant or field, or the config cannot be.
@@ -111,8 +134,8 @@ def config(name: str, **changes: Any) -> Config:
     return variant.replace(**changes) if changes else variant
 
 
-def resolve_config(name: str, changes: dict[str, Any] | None = None) -> Config:
-    """The config of a variant name or of a JSON or TOML config file, with fields changed.
+def resolve_config(name: str, changes: dict[str, Any] | None = None) -> Spec:
+    """The config of a name or of a JSON or TOML config file, with fields changed.
 
     Args:
         name: a variant (``t2t_vit_14``) or a path that ends in .json or .toml.

@@ -16,9 +16,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
+
 from isovit.spec.blocks import TransformerConfig, backbone, head, output_shape
 from isovit.spec.config import Pair, PositionTable, Positive, Preprocess, require
-from isovit.spec.param import Param, ParamTree, Role, conv, dense, layer_norm
+from isovit.spec.param import Init, Param, ParamTree, Role, conv, dense, layer_norm
+from isovit.spec.positions import sincos_positions
 from isovit.spec.published import Published
 from isovit.spec.scheme import Scheme
 
@@ -31,7 +34,9 @@ class ViTConfig(TransformerConfig, frozen=True, kw_only=True, tag="vit"):
         patch_embed: ``conv``, a convolution of stride ``patch_size``; or ``norm_linear_norm``,
             which normalises each flattened patch, order (height, width, channel), before and
             after the product.
-        pos_embed_tokens: which tokens get a learned position: ``all``, or the ``patches`` alone.
+        pos_embed: a ``learned`` table of positions, or the fixed one of ``sincos_positions``
+            (He et al. 2022, arXiv:2111.06377, appendix A).
+        pos_embed_tokens: which tokens get a position: ``all``, or the ``patches`` alone.
         dist_token: whether a learned distillation token stands between the class token and the
             patches.
         dist_head: whether that token has a head of its own; the logits are then the mean of both
@@ -43,6 +48,7 @@ class ViTConfig(TransformerConfig, frozen=True, kw_only=True, tag="vit"):
 
     patch_size: Pair = (16, 16)
     patch_embed: Literal["conv", "norm_linear_norm"] = "conv"
+    pos_embed: Literal["learned", "sincos"] = "learned"
     pos_embed_tokens: Literal["all", "patches"] = "all"
     dist_token: bool = False
     dist_head: bool = False
@@ -59,6 +65,12 @@ class ViTConfig(TransformerConfig, frozen=True, kw_only=True, tag="vit"):
                 self.image_size,
                 f"{axis} {size} must be divisible by the {axis} of patch_size={self.patch_size}",
             )
+        require(
+            self.pos_embed == "learned" or self.embed_dim % 4 == 0,
+            "embed_dim",
+            self.embed_dim,
+            "must be divisible by 4: pos_embed=sincos has sine and cosine of rows and of columns",
+        )
         require(
             not self.dist_token or self.class_token,
             "dist_token",
@@ -119,11 +131,24 @@ class ViTConfig(TransformerConfig, frozen=True, kw_only=True, tag="vit"):
         """Rows of the table of positions."""
         return self.tokens if self.pos_embed_tokens == "all" else self.patches
 
+    @property
+    def sincos_table(self) -> np.ndarray:
+        """The fixed positions, (1, positions, embed_dim); of tokens before the patches zeros."""
+        return sincos_positions(self.grid, self.embed_dim, self.positions - self.patches)[None]
 
-def param_tree(config: ViTConfig) -> ParamTree:
-    """The modules of a ViT with their parameters, output shapes and multiply-adds."""
-    scheme, dim = Scheme(config.init_scheme), config.embed_dim
-    params = [Param("pos_embed", (1, config.positions, dim), Role.OWN, scheme.positions())]
+
+def param_tree(config: ViTConfig, tokens: int | None = None) -> ParamTree:
+    """The modules of a ViT with their parameters, output shapes and multiply-adds.
+
+    Args:
+        config: of the model.
+        tokens: how many go through the blocks; None for all.
+    """
+    scheme, dim, tokens = Scheme(config.init_scheme), config.embed_dim, tokens or config.tokens
+    learned = config.pos_embed == "learned"
+    positions = scheme.positions() if learned else Init("sincos_2d", 10000.0, config.grid)
+    shape = (1, config.positions, dim)
+    params = [Param("pos_embed", shape, Role.OWN, positions, trainable=learned)]
     for name, wanted in (("dist_token", config.dist_token), ("cls_token", config.class_token)):
         if wanted:
             params.insert(0, Param(name, (1, 1, dim), Role.OWN, scheme.class_token()))
@@ -132,12 +157,12 @@ def param_tree(config: ViTConfig) -> ParamTree:
         params=tuple(params),
         children=(
             patch_embed(config, scheme),
-            *backbone(config, config.tokens, scheme),
+            *backbone(config, tokens, scheme),
             *_pre_logits(config, scheme),
             *head("head", config, scheme),
             *(head("head_dist", config, scheme) if config.dist_head else ()),
         ),
-        output=output_shape(config, config.tokens),
+        output=output_shape(config, tokens),
     )
 
 

@@ -12,9 +12,19 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from isovit.backends.flax.layers import Block, Kinds, LayerNorm, Linear, identity, pool
+from isovit.backends.flax.layers import Block, Fixed, Kinds, LayerNorm, Linear, identity, pool
 from isovit.spec.config import require
 from isovit.spec.families.vit import ViTConfig
+
+
+def flatten_patches(
+    images: Float[Array, "batch height width channels"], config: ViTConfig
+) -> Float[Array, "batch patches patch"]:
+    """Patches row by row, each flattened as (height, width, channel)."""
+    (height, width), (rows, columns) = config.patch_size, config.grid
+    x = images.reshape(-1, rows, height, columns, width, config.in_channels)
+    x = x.swapaxes(2, 3)  # (batch, rows, columns, height, width, channels)
+    return x.reshape(-1, config.patches, config.patch_dim)
 
 
 class ConvPatchEmbed(nnx.Module):
@@ -49,7 +59,7 @@ class NormLinearNormPatchEmbed(nnx.Module):
         self, config: ViTConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
         kinds = Kinds(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.patch_size, self.grid = config.patch_size, config.grid
+        self.config = config
         self.norm1 = LayerNorm(config.patch_dim, epsilon=config.norm_eps, **kinds)
         self.proj = Linear(config.patch_dim, config.embed_dim, use_bias=True, **kinds)
         self.norm2 = LayerNorm(config.embed_dim, epsilon=config.norm_eps, **kinds)
@@ -57,11 +67,7 @@ class NormLinearNormPatchEmbed(nnx.Module):
     def __call__(
         self, images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch tokens dim"]:
-        (height, width), (rows, columns) = self.patch_size, self.grid
-        batch, channels = images.shape[0], images.shape[-1]
-        x = images.reshape(batch, rows, height, columns, width, channels)
-        x = x.swapaxes(2, 3)  # (batch, rows, columns, height, width, channels)
-        x = x.reshape(batch, rows * columns, -1)  # (batch, patches, height * width * channels)
+        x = flatten_patches(images, self.config)  # (batch, patches, height * width * channels)
         return self.norm2(self.proj(self.norm1(x)))
 
 
@@ -99,7 +105,10 @@ class ViT(nnx.Module):
         self.dist_token = (
             nnx.Param(jnp.zeros((1, 1, dim), param_dtype)) if config.dist_token else None
         )
-        self.pos_embed = nnx.Param(jnp.zeros((1, config.positions, dim), param_dtype))
+        if config.pos_embed == "learned":
+            self.pos_embed = nnx.Param(jnp.zeros((1, config.positions, dim), param_dtype))
+        else:
+            self.pos_embed = Fixed(jnp.asarray(config.sincos_table, param_dtype))
         self.dropout = nnx.Dropout(config.embed_dropout_rate, rngs=rngs)
         self.blocks = nnx.List([Block(block, **kinds) for block in config.blocks])
         has_norm, has_head = config.final_norm != "none", config.num_classes > 0

@@ -25,7 +25,8 @@ from isovit.backends.keras.layers import (
     pool,
 )
 from isovit.spec.families.t2t_vit import SoftSplit, Stage, T2TViTConfig
-from isovit.spec.initialize import orthogonal_features, sinusoidal_positions
+from isovit.spec.initialize import orthogonal_features
+from isovit.spec.positions import sinusoidal_positions
 
 
 def soft_split(

@@ -10,9 +10,28 @@ import keras
 from jaxtyping import Float
 from keras import ops
 
-from isovit.backends.keras.layers import Block, DType, Linear, SpecModel, Tensor, layer_norm, pool
+from isovit.backends.keras.layers import (
+    Block,
+    DType,
+    Linear,
+    SpecModel,
+    Tensor,
+    constant,
+    layer_norm,
+    pool,
+)
 from isovit.spec.config import require
 from isovit.spec.families.vit import ViTConfig
+
+
+def flatten_patches(
+    images: Float[Tensor, "batch height width channels"], config: ViTConfig
+) -> Float[Tensor, "batch patches patch"]:
+    """Patches row by row, each flattened as (height, width, channel)."""
+    (height, width), (rows, columns) = config.patch_size, config.grid
+    x = ops.reshape(images, (-1, rows, height, columns, width, config.in_channels))
+    x = ops.swapaxes(x, 2, 3)  # (batch, rows, columns, height, width, channels)
+    return ops.reshape(x, (-1, config.patches, config.patch_dim))
 
 
 class ConvPatchEmbed(keras.layers.Layer):
@@ -48,26 +67,21 @@ class NormLinearNormPatchEmbed(keras.layers.Layer):
     def __init__(self, config: ViTConfig, *, name: str, dtype: DType = None) -> None:
         super().__init__(name=name, dtype=dtype)
         dtype, eps = self.dtype_policy, config.norm_eps
-        self.patch_size, self.grid, self.dim = config.patch_size, config.grid, config.embed_dim
+        self.config = config
         self.norm1 = layer_norm(eps, name="norm1", dtype=dtype)
         self.proj = Linear(config.embed_dim, use_bias=True, name="proj", dtype=dtype)
         self.norm2 = layer_norm(eps, name="norm2", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        (height, width), (rows, columns) = self.patch_size, self.grid
-        patches = (None, rows * columns, height * width * input_shape[-1])
+        patches = (None, self.config.patches, self.config.patch_dim)
         self.norm1.build(patches)
         self.proj.build(patches)
-        self.norm2.build((*patches[:-1], self.dim))
+        self.norm2.build((*patches[:-1], self.config.embed_dim))
 
     def call(
         self, images: Float[Tensor, "batch height width channels"]
     ) -> Float[Tensor, "batch tokens dim"]:
-        (height, width), (rows, columns) = self.patch_size, self.grid
-        channels = images.shape[-1]
-        x = ops.reshape(images, (-1, rows, height, columns, width, channels))
-        x = ops.swapaxes(x, 2, 3)  # (batch, rows, columns, height, width, channels)
-        x = ops.reshape(x, (-1, rows * columns, height * width * channels))
+        x = flatten_patches(images, self.config)  # (batch, patches, height * width * channels)
         return self.norm2(self.proj(self.norm1(x)))
 
 
@@ -130,8 +144,12 @@ class ViT(SpecModel):
             if self.config.dist_token
             else None
         )
+        learned = self.config.pos_embed == "learned"
         self.pos_embed = self.add_weight(
-            shape=(1, self.config.positions, dim), initializer="zeros", name="pos_embed"
+            shape=(1, self.config.positions, dim),
+            initializer="zeros" if learned else constant(self.config.sincos_table),
+            trainable=learned,
+            name="pos_embed",
         )
         self.patch_embed.build(input_shape)
         for block in self.blocks:

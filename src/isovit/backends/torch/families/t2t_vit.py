@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from isovit.backends.torch.layers import Block, Linear, Mlp, attention, pool
 from isovit.spec.families.t2t_vit import SoftSplit, Stage, T2TViTConfig
-from isovit.spec.initialize import orthogonal_features, sinusoidal_positions
+from isovit.spec.initialize import orthogonal_features
+from isovit.spec.positions import sinusoidal_positions
 
 
 def soft_split(

@@ -15,6 +15,16 @@ from isovit.spec.config import require
 from isovit.spec.families.vit import ViTConfig
 
 
+def flatten_patches(
+    images: Float[Tensor, "batch height width channels"], config: ViTConfig
+) -> Float[Tensor, "batch patches patch"]:
+    """Patches row by row, each flattened as (height, width, channel)."""
+    (height, width), (rows, columns) = config.patch_size, config.grid
+    x = images.unflatten(2, (columns, width)).unflatten(1, (rows, height))
+    x = x.transpose(2, 3)  # (batch, rows, columns, height, width, channels)
+    return x.flatten(3).flatten(1, 2)
+
+
 class ConvPatchEmbed(nn.Module):
     """A convolution whose stride is its kernel."""
 
@@ -41,7 +51,7 @@ class NormLinearNormPatchEmbed(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.patch_size, self.grid = config.patch_size, config.grid
+        self.config = config
         self.norm1 = nn.LayerNorm(config.patch_dim, eps=config.norm_eps)
         self.proj = Linear(config.patch_dim, config.embed_dim, bias=True)
         self.norm2 = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
@@ -49,10 +59,7 @@ class NormLinearNormPatchEmbed(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch height width channels"]
     ) -> Float[Tensor, "batch tokens dim"]:
-        (height, width), (rows, columns) = self.patch_size, self.grid
-        x = images.unflatten(2, (columns, width)).unflatten(1, (rows, height))
-        x = x.transpose(2, 3)  # (batch, rows, columns, height, width, channels)
-        x = x.flatten(3).flatten(1, 2)  # (batch, patches, height * width * channels)
+        x = flatten_patches(images, self.config)  # (batch, patches, height * width * channels)
         return self.norm2(self.proj(self.norm1(x)))
 
 
@@ -74,7 +81,10 @@ class ViT(nn.Module):
         self.patch_embed = PATCH_EMBEDS[config.patch_embed](config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
         self.dist_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.dist_token else None
-        self.pos_embed = nn.Parameter(torch.zeros(1, config.positions, dim))
+        learned, positions = config.pos_embed == "learned", torch.zeros(1, config.positions, dim)
+        if not learned:
+            positions = torch.tensor(config.sincos_table)
+        self.pos_embed = nn.Parameter(positions, requires_grad=learned)
         self.dropout = nn.Dropout(config.embed_dropout_rate)
         self.blocks = nn.ModuleList(Block(block) for block in config.blocks)
         has_norm, has_head = config.final_norm != "none", config.num_classes > 0

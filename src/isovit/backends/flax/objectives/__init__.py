@@ -1,0 +1,1 @@
+"""One module per objective, each with the model class of that objective."""

@@ -1,0 +1,1 @@
+"""Rename tables of the objectives."""
