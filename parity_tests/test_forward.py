@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from isovit.backends import get_backend
 from isovit.parity.compare import error
 from isovit.spec.families import FAMILIES
+from isovit.spec.objectives import OBJECTIVES
 from parity_tests.agreement import assert_traces_agree
 from parity_tests.examples import EXAMPLES
 from parity_tests.oracles.arrays import reference
@@ -33,14 +34,14 @@ so that 5e-6 is in reach from here on; a case of RegionViT at 63 parted two of t
 """
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *OBJECTIVES])
 @given(data=st.data())
 def test_float64_is_the_same_function(backend: Subject, family: str, data: st.DataObject) -> None:
     case = data.draw(cases(family))
     assert_traces_agree(backend.trace(case), _wanted(backend, case, "float64"))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *OBJECTIVES])
 @given(data=st.data())
 def test_float32_is_as_close_as_rounding_allows(
     backend: Subject, family: str, data: st.DataObject
@@ -76,15 +77,15 @@ def _amplification(case: Case, weights: Mapping[str, np.ndarray]) -> float:
     def rounded(array: np.ndarray) -> np.ndarray:
         return array * (1 + rng.uniform(-ROUNDING, ROUNDING, array.shape))
 
-    exact = reference(case.config, weights, case.images)
+    exact = reference(case.config, weights, case.images, case.others)
     moved = {path: rounded(array) for path, array in weights.items()}
-    moved = reference(case.config, moved, rounded(case.images))
+    moved = reference(case.config, moved, rounded(case.images), case.others)
     return max(error(moved[path], exact[path]) for path in exact) / ROUNDING
 
 
 def _who(case: Case, traces: tuple[Trace, Trace], again: tuple[Trace, Trace]) -> str:
     """Which of two backends is far from float64, and whether a second run gives the same bits."""
-    exact = reference(case.config, case.weights, case.images)
+    exact = reference(case.config, case.weights, case.images, case.others)
     return ", ".join(
         f"{name}: {max(error(trace[path], exact[path]) for path in exact):.1e} from float64, a "
         f"second run {'repeats it' if _same(trace, other) else 'does not repeat it'}"
@@ -98,5 +99,5 @@ def _same(a: Trace, b: Trace) -> bool:
 
 def _wanted(backend: Subject, case: Case, dtype: str) -> Trace:
     if backend.name == "torch":
-        return reference(case.config, case.weights, case.images)
+        return reference(case.config, case.weights, case.images, case.others)
     return Subject("torch", get_backend("torch")).trace(case, dtype)

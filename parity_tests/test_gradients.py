@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from isovit.backends import get_backend
 from isovit.backends.protocol import Gradients
 from isovit.spec.families import FAMILIES, param_tree
+from isovit.spec.objectives import OBJECTIVES
 from parity_tests.agreement import assert_agree
 from parity_tests.oracles.arrays import derivative
 from parity_tests.strategies import Case, cases
 from parity_tests.subject import Subject
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *OBJECTIVES])
 @given(data=st.data())
 def test_gradients_are_those_of_the_reference(
     backend: Subject, family: str, data: st.DataObject
@@ -43,7 +44,7 @@ def _assert_derivatives_agree(found: Gradients, case: Case) -> None:
     for _ in range(4):
         direction = {path: rng.standard_normal(g.shape) for path, g in gradients.items()}
         along_gradients.append(sum((g * direction[path]).sum() for path, g in gradients.items()))
-        by_output = derivative(case.config, case.weights, case.images, direction)
+        by_output = derivative(case.config, case.weights, case.images, direction, case.others)
         along_oracle.append((by_output * case.cotangent).sum())
     wanted = {"directions": np.array(along_oracle)}
     assert_agree({"directions": np.array(along_gradients)}, wanted, "gradient")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from isovit.errors import InputError
 from isovit.spec.families.t2t_vit import SoftSplit
 from parity_tests.agreement import assert_agree, assert_traces_agree
-from parity_tests.examples import EXAMPLES, traced
+from parity_tests.examples import ALL, EXAMPLES, traced
 from parity_tests.oracles import arrays
 from parity_tests.oracles.families.t2t_vit import soft_split
 from parity_tests.subject import Subject
@@ -38,10 +38,10 @@ def test_soft_split_moves_numbers_as_the_loop_does(
     np.testing.assert_array_equal(backend.array(found), wanted)
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", ALL)
 def test_every_module_is_the_numpy_one(backend: Subject, example: str) -> None:
-    case = EXAMPLES[example]
-    wanted = arrays.reference(case.config, case.weights, case.images)
+    case = ALL[example]
+    wanted = arrays.reference(case.config, case.weights, case.images, case.others)
     assert_traces_agree(traced(backend, example, "float64"), wanted)
 
 

@@ -36,8 +36,9 @@ from isovit.parity.compare import error
 from isovit.parity.harness import BackendError, _compare
 from isovit.parity.job import Job, Settings, draw_inputs
 from isovit.parity.report import ParityReport
-from isovit.spec.families import FAMILIES
+from isovit.spec.families import FAMILIES, home
 from isovit.spec.initialize import probe
+from isovit.spec.objectives import OBJECTIVES
 from parity_tests.controls.blocks import (
     fast_variance,
     gelu_tanh,
@@ -57,10 +58,13 @@ from parity_tests.controls.faults import Fault, GradientFault, Model, Patch, Pla
 Results = Mapping[str, np.ndarray]
 
 PAIR = ("sound", "other")
-MIN_FAULTS = 8
-"""Of each family."""
+MIN_FAULTS, MIN_FAULTS_OF_OBJECTIVES = 8, 5
+"""Of each family; of each objective, whose models are those of families."""
 
-TABLES = {family: import_module(f"parity_tests.controls.families.{family}") for family in FAMILIES}
+TABLES = {
+    family: import_module(f"parity_tests.controls.{home(family)}")
+    for family in (*FAMILIES, *OBJECTIVES)
+}
 CASES: dict[str, Any] = {
     name: config for tables in TABLES.values() for name, config in tables.CASES.items()
 }
@@ -152,8 +156,9 @@ def ids(table: Iterable[Any]) -> list[str]:
 
 
 def test_tables_are_large_and_without_repeats() -> None:
-    for tables in TABLES.values():
-        assert len({fault.plant for fault in tables.FAULTS}) >= MIN_FAULTS
+    for family, tables in TABLES.items():
+        least = MIN_FAULTS if family in FAMILIES else MIN_FAULTS_OF_OBJECTIVES
+        assert len({fault.plant for fault in tables.FAULTS}) >= least
     assert sum(map(len, (tables.CASES for tables in TABLES.values()))) == len(CASES)
     for table in (FAULTS, HARMLESS, GRADIENT_FAULTS):
         assert len(set(ids(table))) == len(table)

@@ -12,13 +12,13 @@ from isovit.errors import InputError
 from isovit.spec.families import param_tree
 from isovit.spec.initialize import probe
 from isovit.spec.layout import native_path, to_native
-from parity_tests.examples import EXAMPLES, traced
+from parity_tests.examples import ALL, traced
 from parity_tests.subject import Subject
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", ALL)
 def test_framework_counts_the_same_parameters(backend: Subject, example: str) -> None:
-    case, layout = EXAMPLES[example], backend.module("layout").LAYOUT
+    case, layout = ALL[example], backend.module("layout").LAYOUT
     tree = param_tree(case.config)
     params = tree.parameters()
     shapes = {name: a.shape for name, a in to_native(params, case.weights, layout).items()}
@@ -36,18 +36,18 @@ def test_framework_counts_the_same_parameters(backend: Subject, example: str) ->
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", ALL)
 def test_weights_come_back_bit_for_bit(backend: Subject, example: str, dtype: str) -> None:
-    case = EXAMPLES[example]
+    case = ALL[example]
     model, others = backend.build(case, dtype), probe(case.config, seed=1)
     _assert_same(backend.runtime.read(model), case.weights, dtype)
     backend.runtime.write(model, others)
     _assert_same(backend.runtime.read(model), others, dtype)
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", ALL)
 def test_weights_that_do_not_fit_are_refused(backend: Subject, example: str) -> None:
-    case = EXAMPLES[example]
+    case = ALL[example]
     *kept, left_out = case.weights
     lacking = {path: case.weights[path] for path in kept}
     with pytest.raises(InputError, match=f"missing {re.escape(left_out)}"):
@@ -55,11 +55,11 @@ def test_weights_that_do_not_fit_are_refused(backend: Subject, example: str) -> 
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", ALL)
 def test_every_module_returns_the_shape_of_the_spec(
     backend: Subject, example: str, dtype: str
 ) -> None:
-    case, trace = EXAMPLES[example], traced(backend, example, dtype)
+    case, trace = ALL[example], traced(backend, example, dtype)
     wanted = param_tree(case.config).activations()
     assert {path: array.shape for path, array in trace.items()} == {
         path: (case.batch, *shape) for path, shape in wanted.items()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -53,6 +53,9 @@ def derivative(
     return reference(config, moved, images, others)[""].imag / abs(TINY)
 
 
+Model = TypeVar("Model", bound="Reference")
+
+
 class Reference:
     """A model: its weights in float64, and the outputs of its modules as they come."""
 
@@ -70,13 +73,22 @@ class Reference:
         """The model's own output; every family and every objective has its own."""
         raise NotImplementedError
 
+    def part(self, name: str, kind: type[Model], config: Spec) -> Model:
+        """A model within this one, whose outputs are kept with its own."""
+        prefix = f"{name}."
+        inner = {p.removeprefix(prefix): a for p, a in self.weights.items() if p.startswith(prefix)}
+        model = kind(config, inner)
+        model.keep = lambda path, x: self.keep(prefix + path, x)  # type: ignore[method-assign]
+        return model
+
     def block(self, path: str, config: BlockConfig, x: Array) -> Array:
         """The pre-norm block that families share."""
-        qkv = self.dense(f"{path}.attn.qkv", self.norm(f"{path}.norm1", x))
+        eps = config.norm_eps
+        qkv = self.dense(f"{path}.attn.qkv", self.norm(f"{path}.norm1", x, eps))
         y = attend(qkv, config.num_heads, config.attn_scale)
         y = self.dense(f"{path}.attn.proj", y) if config.attn_proj else y
         x = x + self.scale(f"{path}.layer_scale1", self.keep(f"{path}.attn", y))
-        y = self.mlp(f"{path}.mlp", config.activation, self.norm(f"{path}.norm2", x))
+        y = self.mlp(f"{path}.mlp", config.activation, self.norm(f"{path}.norm2", x, eps))
         return self.keep(path, x + self.scale(f"{path}.layer_scale2", y))
 
     def mlp(self, path: str, activation: str, x: Array) -> Array:

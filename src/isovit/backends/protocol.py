@@ -87,9 +87,7 @@ class Backend(Protocol):
         """Put canonical weights into a model; its dtype stays."""
         ...
 
-    def forward(
-        self, model: Model, images: np.ndarray, others: Others = NO_OTHERS
-    ) -> np.ndarray:
+    def forward(self, model: Model, images: np.ndarray, others: Others = NO_OTHERS) -> np.ndarray:
         """The model's output in evaluation mode."""
         ...
 

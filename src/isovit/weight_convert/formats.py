@@ -11,6 +11,7 @@ from typing import Any
 from isovit.backends.torch.layout import LAYOUT as TORCH
 from isovit.errors import InputError
 from isovit.spec.config import Config
+from isovit.spec.families import home
 from isovit.spec.layout import CANONICAL, Layout
 from isovit.weight_convert import files
 from isovit.weight_convert.rename import NativeTable, RenameTable
@@ -155,7 +156,7 @@ def rename_table(format: str, config: Config) -> RenameTable:
         InputError: if the foreign library has no such family.
     """
     tables: Mapping[str, Callable[[Config], RenameTable]]
-    tables = import_module(f"isovit.weight_convert.families.{config.family}").TABLES
+    tables = import_module(f"isovit.weight_convert.{home(config.family)}").TABLES
     if format not in tables:
         raise InputError(
             f"format {format} has no family {config.family}; wanted {', '.join(tables)}"
@@ -176,6 +177,6 @@ def check_fit(name: str, config: Config) -> None:
     """
     if FORMATS[name].foreign:
         rename_table(name, config)
-        misfits = import_module(f"isovit.weight_convert.families.{config.family}").MISFITS
+        misfits = import_module(f"isovit.weight_convert.{home(config.family)}").MISFITS
         if lines := list(misfits[name](config)):
             raise InputError(f"format {name} cannot hold this model: it has {'; '.join(lines)}")

@@ -15,6 +15,7 @@ from isovit.backends.torch.layout import COUNTER
 from isovit.backends.torch.layout import LAYOUT as TORCH
 from isovit.errors import InputError
 from isovit.spec.config import Config
+from isovit.spec.families import home
 from isovit.spec.param import Role
 from isovit.weight_convert import files
 from isovit.weight_convert.tensors import Spec, Tensors, check_number
@@ -122,7 +123,7 @@ def sidecars(config: Config) -> dict[str, dict[str, Any]]:
 
 def model_config(config: Config) -> dict[str, Any]:
     """``config.json``: what any config of transformers wants, and what the family's own does."""
-    family = import_module(f"isovit.weight_convert.families.{config.family}")
+    family = import_module(f"isovit.weight_convert.{home(config.family)}")
     labels = {str(i): f"LABEL_{i}" for i in range(config.num_classes)}
     return {
         **family.hf_config(config),

@@ -15,7 +15,7 @@ from isovit.backends import get_backend, require_installed
 from isovit.backends.protocol import NativeFiles
 from isovit.errors import InputError
 from isovit.spec.config import Config, config_from_dict
-from isovit.spec.families import param_tree
+from isovit.spec.families import home, param_tree
 from isovit.weight_convert import files, hdf5, huggingface
 from isovit.weight_convert.detect import Clues, detect
 from isovit.weight_convert.formats import FORMATS, HEADER_KEY, SUFFIXES, suffix_of, table
@@ -248,7 +248,7 @@ class _Header(msgspec.Struct):
 
 def _guess(arrays: Tensors, config: Config) -> str:
     """The one format whose names are those of the file."""
-    tables = import_module(f"isovit.weight_convert.families.{config.family}").TABLES
+    tables = import_module(f"isovit.weight_convert.{home(config.family)}").TABLES
     for name in ("isovit", "torch", *tables):
         try:
             Opened(arrays, config, name).canonical()

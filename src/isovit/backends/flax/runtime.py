@@ -93,9 +93,7 @@ def _forward(
     return nnx.merge(graphdef, state)(x, **others)
 
 
-def trace(
-    model: Model, images: np.ndarray, others: Others = NO_OTHERS
-) -> dict[str, np.ndarray]:
+def trace(model: Model, images: np.ndarray, others: Others = NO_OTHERS) -> dict[str, np.ndarray]:
     """See ``Backend.trace``."""
     graphdef, state = nnx.split(_evaluating(model))
     paths = list(param_tree(model.config).activations())

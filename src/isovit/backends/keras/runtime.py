@@ -72,9 +72,7 @@ def forward(model: Model, images: np.ndarray, others: Others = NO_OTHERS) -> np.
     return _numpy(_run(model, images, others)[0])
 
 
-def trace(
-    model: Model, images: np.ndarray, others: Others = NO_OTHERS
-) -> dict[str, np.ndarray]:
+def trace(model: Model, images: np.ndarray, others: Others = NO_OTHERS) -> dict[str, np.ndarray]:
     """See ``Backend.trace``."""
     paths = list(param_tree(model.config).activations())
     output, outputs = _run(model, images, others, paths)
@@ -464,9 +462,7 @@ def _accelerators() -> set[str]:
 def _others(model: Model, others: Others) -> dict[str, Any]:
     """Tensors where the model is; integers stay integers, everything else takes its dtype."""
     return {
-        name: keras.ops.convert_to_tensor(array)
-        if array.dtype.kind == "i"
-        else _like(model, array)
+        name: keras.ops.convert_to_tensor(array) if array.dtype.kind == "i" else _like(model, array)
         for name, array in others.items()
     }
 

@@ -81,9 +81,7 @@ def forward(model: Model, images: np.ndarray, others: Others = NO_OTHERS) -> np.
         return _numpy(model(_like(model, images), **_others(model, others)))
 
 
-def trace(
-    model: Model, images: np.ndarray, others: Others = NO_OTHERS
-) -> dict[str, np.ndarray]:
+def trace(model: Model, images: np.ndarray, others: Others = NO_OTHERS) -> dict[str, np.ndarray]:
     """See ``Backend.trace``."""
     _require_torch(model, "activations")
     outputs: dict[str, np.ndarray] = {}
@@ -292,9 +290,7 @@ def _others(model: Model, others: Others) -> dict[str, Tensor]:
     """Tensors where the model is; integers stay integers, everything else takes its dtype."""
     device = next(model.parameters()).device
     return {
-        name: torch.tensor(array, device=device)
-        if array.dtype.kind == "i"
-        else _like(model, array)
+        name: torch.tensor(array, device=device) if array.dtype.kind == "i" else _like(model, array)
         for name, array in others.items()
     }
 

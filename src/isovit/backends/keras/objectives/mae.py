@@ -70,9 +70,7 @@ class MAE(SpecModel):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         encoder, dim = self.config.encoder, self.config.decoder_dim
         learned = encoder.pos_embed == "learned"
-        self.mask_token = self.add_weight(
-            shape=(1, 1, dim), initializer="zeros", name="mask_token"
-        )
+        self.mask_token = self.add_weight(shape=(1, 1, dim), initializer="zeros", name="mask_token")
         self.decoder_pos_embed = self.add_weight(
             shape=(1, encoder.tokens, dim),
             initializer="zeros" if learned else constant(self.config.sincos_table),

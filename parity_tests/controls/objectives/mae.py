@@ -1,0 +1,6 @@
+"""Faults of ports of MAE."""
+
+CASES = {}
+FAULTS = []
+HARMLESS = []
+GRADIENT_FAULTS = []
