@@ -20,7 +20,7 @@ import numpy as np
 
 from isovit.backends.protocol import NO_OTHERS
 from isovit.spec.blocks import BlockConfig, TransformerConfig
-from isovit.spec.config import Spec
+from isovit.spec.config import BaseConfig
 from isovit.spec.families import home
 
 Array = np.ndarray
@@ -30,7 +30,7 @@ TINY = 1e-30j
 
 
 def reference(
-    config: Spec,
+    config: BaseConfig,
     weights: Mapping[str, Array],
     images: Array,
     others: Mapping[str, Array] = NO_OTHERS,
@@ -41,7 +41,7 @@ def reference(
 
 
 def derivative(
-    config: Spec,
+    config: BaseConfig,
     weights: Mapping[str, Array],
     images: Array,
     directions: Mapping[str, Array],
@@ -73,7 +73,7 @@ class Reference:
         """The model's own output; every family and every objective has its own."""
         raise NotImplementedError
 
-    def part(self, name: str, kind: type[Model], config: Spec) -> Model:
+    def part(self, name: str, kind: type[Model], config: BaseConfig) -> Model:
         """A model within this one, whose outputs are kept with its own."""
         prefix = f"{name}."
         inner = {p.removeprefix(prefix): a for p, a in self.weights.items() if p.startswith(prefix)}

@@ -18,7 +18,7 @@ import msgspec
 
 from isovit.backends.protocol import Backend
 from isovit.errors import InputError
-from isovit.spec.config import Spec
+from isovit.spec.config import BaseConfig
 from isovit.spec.families import class_name, home
 
 BACKENDS = {
@@ -173,7 +173,7 @@ def check_dtype(dtype: str) -> None:
 
 
 def build(
-    config: Spec,
+    config: BaseConfig,
     backend: str,
     weights: dict[str, Any] | None = None,
     *,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from isovit.spec.config import Spec
+from isovit.spec.config import BaseConfig
 
 Model = Any
 Weights = Mapping[str, np.ndarray]
@@ -62,7 +62,12 @@ class Backend(Protocol):
     """The functions of a ``runtime`` module."""
 
     def build(
-        self, config: Spec, weights: Weights, *, dtype: str = "float32", device: str | None = None
+        self,
+        config: BaseConfig,
+        weights: Weights,
+        *,
+        dtype: str = "float32",
+        device: str | None = None,
     ) -> Model:
         """A model with these canonical weights, in evaluation mode.
 
@@ -165,7 +170,7 @@ class NativeFiles(Protocol):
     A torch state dict, an npz and a safetensors file need nothing of the model.
     """
 
-    def save_native(self, config: Spec, weights: Weights, path: Path) -> None:
+    def save_native(self, config: BaseConfig, weights: Weights, path: Path) -> None:
         """Write a file or folder that the framework's own tools read.
 
         Raises:
@@ -173,7 +178,7 @@ class NativeFiles(Protocol):
         """
         ...
 
-    def load_native(self, config: Spec, path: Path) -> dict[str, np.ndarray]:
+    def load_native(self, config: BaseConfig, path: Path) -> dict[str, np.ndarray]:
         """Read such a file back; whether the arrays fit the config is for the caller to check.
 
         Raises:

@@ -99,13 +99,15 @@ def check_model(name: str, changes: dict[str, object]) -> None:
     Raises:
         InputError: if not.
     """
+    from isovit.spec.config import require_model
     from isovit.spec.families import resolve_config
     from isovit.weight_convert.store import inspect, names_file
 
     if names_file(name):
-        inspect(name, changes=changes)
+        config = inspect(name, changes=changes).config
     else:
-        resolve_config(name, changes)
+        config = resolve_config(name, changes)
+    require_model(config, "a measurement")
 
 
 def split(text: str) -> list[str]:

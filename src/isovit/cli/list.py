@@ -14,20 +14,26 @@ def command(
     family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List families and variants with parameters, multiply-adds and published accuracy."""
-    from isovit.spec.families import FAMILIES, param_tree, published, variants
+    """List families and variants with parameters, multiply-adds and published accuracy.
 
-    if family is not None and family not in FAMILIES:
-        raise InputError(f"no family named {family!r}; wanted one of {', '.join(FAMILIES)}")
+    Behind the families come the objectives, which train a model: of an encoder and what learns
+    with it, parameters and multiply-adds are counted together.
+    """
+    from isovit.spec.families import FAMILIES, objectives, param_tree, published, variants
+    from isovit.spec.objectives import OBJECTIVES
+
+    known = (*FAMILIES, *OBJECTIVES)
+    if family is not None and family not in known:
+        raise InputError(f"no family named {family!r}; wanted one of {', '.join(known)}")
     rows = []
-    for name, config in variants().items():
+    for name, config in {**variants(), **objectives()}.items():
         if family in (None, config.family):
             tree, said = param_tree(config), published(name)
             rows.append(
                 {
                     "name": name,
                     "family": config.family,
-                    "image_size": config.image_size,
+                    "image_size": config.input_shape[-3:-1],
                     "parameters": tree.count(),
                     "multiply_adds": tree.multiply_adds(),
                     "published": said and said._asdict(),

@@ -37,7 +37,7 @@ def command(
     from isovit.look.attention import attention_maps, rollout
     from isovit.look.picture import draw, features, photograph, write_picture
     from isovit.preprocess import load_images
-    from isovit.spec.config import parse_assignments
+    from isovit.spec.config import parse_assignments, require_model
     from isovit.weight_convert.files import check_target, write_npz
     from isovit.weight_convert.store import checkpoint_of
     from isovit.weight_convert.tensors import Tensors
@@ -53,7 +53,7 @@ def command(
         if target is not None:
             check_target(target)
     checkpoint = checkpoint_of(model, parse_assignments(changes or []), seed)
-    config = checkpoint.config
+    config = require_model(checkpoint.config, "isovit look")
     inputs = load_images(config, [image])
     runtime = get_backend(name)
     runtime.exact_arithmetic()

@@ -36,7 +36,7 @@ def command(
     """Prove that backends compute one function; exit 0 if they do, 1 if not."""
     from isovit.parity.harness import BackendError, parity
     from isovit.preprocess import load_images
-    from isovit.spec.config import Config, parse_assignments
+    from isovit.spec.config import BaseConfig, parse_assignments, require_model
     from isovit.spec.families import resolve_config
     from isovit.weight_convert.files import check_target
     from isovit.weight_convert.store import checkpoint_of, names_file
@@ -45,7 +45,7 @@ def command(
         check_target(report)
     fields = parse_assignments(changes or [])
     subject = checkpoint_of(model, fields) if names_file(model) else resolve_config(model, fields)
-    config = subject if isinstance(subject, Config) else subject.config
+    config = subject if isinstance(subject, BaseConfig) else subject.config
     names = [name.strip() for name in backends.split(",")]
     with progress("parity", len(names)) as step:
         try:
@@ -55,7 +55,7 @@ def command(
                 dtype=dtype,
                 gradients=gradients,
                 trace=trace,
-                images=load_images(config, images) if images else None,
+                images=load_images(require_model(config, "--images"), images) if images else None,
                 batch=batch,
                 seed=seed,
                 device=device,

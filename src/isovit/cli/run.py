@@ -36,7 +36,7 @@ def command(
 ) -> None:
     """Run a model on photographs or arrays; print the top classes, or write the logits."""
     from isovit.backends import check_dtype, get_backend, parse_backend, require_inference
-    from isovit.spec.config import parse_assignments
+    from isovit.spec.config import parse_assignments, require_model
     from isovit.weight_convert.files import check_target
     from isovit.weight_convert.store import checkpoint_of
 
@@ -52,7 +52,7 @@ def command(
         config, result = _run_file(Path(model), name, changes, images or [], array, device)
     else:
         checkpoint = checkpoint_of(model, parse_assignments(changes or []), seed)
-        config = checkpoint.config
+        config = require_model(checkpoint.config, "isovit run")
         inputs = _inputs(config, images or [], array)
         runtime = get_backend(name)
         runtime.exact_arithmetic()

@@ -19,6 +19,7 @@ from isovit.export.forms import Target
 from isovit.parity.budgets import LIMITS
 from isovit.parity.compare import error
 from isovit.parity.job import draw_inputs
+from isovit.spec.config import require_model
 from isovit.weight_convert.checkpoint import Checkpoint
 from isovit.weight_convert.files import FOLDER_MARK, replacing
 
@@ -61,7 +62,8 @@ def export(
             written there.
         ExportError: if the exporter fails, or what it wrote is not the model.
     """
-    step, config = progress or (lambda name: None), checkpoint.config
+    step = progress or (lambda name: None)
+    config = require_model(checkpoint.config, "export")
     target.check_size(config)
     runtime = get_backend(target.backend)
     # On the CPU, where float32 is exact: switches for other devices would go into the file.

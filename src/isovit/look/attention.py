@@ -20,7 +20,7 @@ import numpy as np
 
 from isovit.backends import backend_of, get_backend
 from isovit.errors import InputError
-from isovit.spec.config import Config
+from isovit.spec.config import Config, require_model
 
 Array = np.ndarray
 Grid = tuple[int, int]
@@ -133,6 +133,7 @@ def attention(model: Any, images: Array) -> Maps:
         InputError: if it is no model of isovit's, or has no softmax to show.
     """
     backend = get_backend(backend_of(model))
+    require_model(model.config, "attention")
     return attention_maps(model.config, backend.read(model), backend.trace(model, images))
 
 

@@ -19,7 +19,7 @@ from isovit.parity.budgets import LIMITS, Kind
 from isovit.parity.compare import error
 from isovit.parity.job import Job, Settings, check_images, draw_inputs, inputs_of
 from isovit.parity.report import Difference, ParityReport
-from isovit.spec.config import Spec
+from isovit.spec.config import BaseConfig
 from isovit.spec.families import resolve_config
 from isovit.spec.initialize import probe
 from isovit.versions import versions
@@ -33,7 +33,7 @@ class BackendError(RuntimeError):
 
 
 def parity(
-    model: Checkpoint | Spec | str,
+    model: Checkpoint | BaseConfig | str,
     backends: Sequence[str] = ("torch", "flax", "keras"),
     *,
     dtype: str = "float64",
@@ -75,7 +75,7 @@ def parity(
         raise InputError(f"gradients have no limit in {dtype}: compare them in float64 or float32")
     if isinstance(model, str):
         model = resolve_config(model)
-    if isinstance(model, Spec):
+    if isinstance(model, BaseConfig):
         model = Checkpoint(model, probe(model, seed))
     if images is None:
         inputs = draw_inputs(model.config, batch, seed)

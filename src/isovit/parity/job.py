@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from isovit.errors import InputError
-from isovit.spec.config import Spec, config_from_dict
+from isovit.spec.config import BaseConfig, config_from_dict
 from isovit.spec.families import param_tree
 from isovit.weight_convert.files import read_npz, write_npz
 from isovit.weight_convert.tensors import Tensors
@@ -51,7 +51,7 @@ class Inputs(NamedTuple):
 class Job:
     """What every backend gets: the same config, weights and inputs, bit for bit."""
 
-    config: Spec
+    config: BaseConfig
     weights: Mapping[str, np.ndarray]
     inputs: Inputs
     settings: Settings
@@ -61,8 +61,9 @@ class Job:
         (folder / "config.json").write_text(self.config.to_json(), encoding="utf-8")
         (folder / "settings.json").write_bytes(msgspec.json.encode(self.settings))
         write_npz(folder / "weights.npz", Tensors.of(self.weights), comment="")
-        arrays = {"images": self.inputs.images, "cotangent": self.inputs.cotangent}
-        np.savez(folder / "inputs.npz", **arrays, **self.inputs.others)
+        images, cotangent, others = self.inputs
+        arrays = {"images": images, "cotangent": cotangent, **others}
+        np.savez(folder / "inputs.npz", allow_pickle=False, **arrays)
 
     @staticmethod
     def load(folder: Path) -> Job:
@@ -78,14 +79,14 @@ class Job:
         )
 
 
-def draw_inputs(config: Spec, batch: int, seed: int) -> Inputs:
+def draw_inputs(config: BaseConfig, batch: int, seed: int) -> Inputs:
     """Images and a cotangent from a seed, standard normal, and what an objective takes beside."""
     rng = np.random.default_rng([seed, 1])
     images = rng.standard_normal((batch, *config.input_shape), np.float32)
     return inputs_of(config, images, seed)
 
 
-def inputs_of(config: Spec, images: np.ndarray, seed: int) -> Inputs:
+def inputs_of(config: BaseConfig, images: np.ndarray, seed: int) -> Inputs:
     """Given images, and the rest from a seed."""
     output = param_tree(config).output
     assert output is not None
@@ -94,7 +95,7 @@ def inputs_of(config: Spec, images: np.ndarray, seed: int) -> Inputs:
     return Inputs(images, cotangent, others)
 
 
-def check_images(config: Spec, images: np.ndarray) -> None:
+def check_images(config: BaseConfig, images: np.ndarray) -> None:
     """Check that an array holds images for a model.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from isovit.parity.budgets import Kind
-from isovit.spec.config import Config
+from isovit.spec.config import BaseConfig
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +43,7 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
         versions: of the packages that took part.
     """
 
-    config: Config
+    config: BaseConfig
     backends: tuple[str, ...]
     dtype: str
     limits: dict[Kind, float]

@@ -78,7 +78,7 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     std: tuple[Epsilon, ...] = (0.229, 0.224, 0.225)
 
 
-class Spec(
+class BaseConfig(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="family"
 ):
     """What every config has: those of the families of models, and those of objectives."""
@@ -164,7 +164,7 @@ class Spec(
         return tomli_w.dumps(_without_none(self.to_dict()))
 
 
-class Config(Spec, frozen=True, kw_only=True):
+class Config(BaseConfig, frozen=True, kw_only=True):
     """What every family's config has.
 
     Attributes:
@@ -234,7 +234,22 @@ def require_stages(config: Any, names: Sequence[str], word: str = "stage") -> No
         )
 
 
-def config_from_dict(data: Mapping[str, Any], source: str = "config") -> Spec:
+def require_model(config: BaseConfig, what: str) -> Config:
+    """The config of a model; an objective has losses where a model has logits.
+
+    Raises:
+        InputError: naming the objective, and the models within it.
+    """
+    if isinstance(config, Config):
+        return config
+    parts = " or ".join(config.parts)
+    raise InputError(
+        f"{what} wants a model; {config.family} is an objective: isovit convert SRC DST --part "
+        f"{parts} gives the model that it trains"
+    )
+
+
+def config_from_dict(data: Mapping[str, Any], source: str = "config") -> BaseConfig:
     """Read a config from plain data.
 
     Args:
@@ -259,7 +274,7 @@ def config_from_dict(data: Mapping[str, Any], source: str = "config") -> Spec:
     return cls(**fields)
 
 
-def config_from_file(path: str | Path) -> Spec:
+def config_from_file(path: str | Path) -> BaseConfig:
     """Read a config from a JSON or TOML file.
 
     The file gives either every field that differs from the family's defaults beside ``family``,
@@ -305,7 +320,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     return changes
 
 
-def json_schema(cls: type[Spec]) -> dict[str, Any]:
+def json_schema(cls: type[BaseConfig]) -> dict[str, Any]:
     """JSON Schema of a family's config, or an objective's."""
     return msgspec.json.schema(cls)
 
@@ -349,7 +364,7 @@ def _to_config(name: str, value: Any, cls: type[Config]) -> Config:
         value = config_from_dict({"family": cls.__struct_config__.tag, **fields}, name)
     if not isinstance(value, cls):
         wanted = "a model" if cls is Config else str(cls.__struct_config__.tag)
-        came = value.family if isinstance(value, Spec) else repr(value)
+        came = value.family if isinstance(value, BaseConfig) else repr(value)
         raise ConfigError(f"{name}: wanted the config of {wanted}, got {came}")
     return value
 

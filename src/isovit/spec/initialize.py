@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from isovit.spec.config import Spec
+from isovit.spec.config import BaseConfig
 from isovit.spec.families import param_tree
 from isovit.spec.param import STATISTICS, Param, Role
 from isovit.spec.positions import sincos_positions, sinusoidal_positions
@@ -21,7 +21,7 @@ Array = np.ndarray
 Draw = Callable[[np.random.Generator, tuple[int, ...], float], Array]
 
 
-def init(config: Spec, seed: int = 0) -> dict[str, Array]:
+def init(config: BaseConfig, seed: int = 0) -> dict[str, Array]:
     """Draw canonical weights by the initialisation that ``config.init_scheme`` names.
 
     Args:
@@ -45,7 +45,7 @@ def draw(param: Param, path: str, seed: int) -> Array:
     return INITIALIZERS[init.kind](rng, param.shape, init.value)
 
 
-def probe(config: Spec, seed: int = 0) -> dict[str, Array]:
+def probe(config: BaseConfig, seed: int = 0) -> dict[str, Array]:
     """Draw weights under which every parameter shows in the output.
 
     Published initialisations hide faults: zero biases hide a missing bias, unit scales a missing

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def sinusoidal_positions(tokens: int, dim: int, base: float = 10000.0) -> Array:
+def sinusoidal_positions(tokens: int, dim: int, base: float = 10000.0) -> np.ndarray:
     """Fixed 1-D table: angle pos / base^(2⌊j/2⌋/dim), sine in even columns, cosine in odd ones.
 
     Args:

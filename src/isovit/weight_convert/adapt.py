@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from isovit.errors import InputError
-from isovit.spec.config import Config, PositionTable
+from isovit.spec.config import Config, PositionTable, require_model
 from isovit.spec.families import param_tree
 from isovit.spec.initialize import draw
 from isovit.spec.param import Param
@@ -46,7 +46,9 @@ def adapt(
     """
     if resize not in (*METHODS, RECOMPUTE):
         raise InputError(f"resize={resize!r}: wanted {', '.join(METHODS)} or {RECOMPUTE}")
-    config = checkpoint.config
+    if num_classes is None and image_size is None:
+        return checkpoint
+    config = require_model(checkpoint.config, "another head or image size")
     notes = list(checkpoint.source.notes)
     changes: dict[str, Any] = {}
     if num_classes is not None and num_classes != config.num_classes:
@@ -112,7 +114,7 @@ def _moved_tables(config: Config, target: Config) -> dict[str, tuple[PositionTab
 def _about_positions(
     path: str, param: Param, before: PositionTable, after: PositionTable, method: str
 ) -> str:
-    if method == RECOMPUTE and param.init.kind != "sinusoid":
+    if method == RECOMPUTE and param.trainable:
         raise InputError("resize=recompute is for fixed positions; these are learned")
     grids = [f"{rows}x{columns}" for rows, columns in (before.grid, after.grid)]
     name = "positions" if path == "pos_embed" else path

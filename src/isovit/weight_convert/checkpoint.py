@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from isovit.backends import backend_of, get_backend
-from isovit.spec.config import Config, Spec
+from isovit.spec.config import BaseConfig
 from isovit.spec.families import param_tree
 from isovit.spec.layout import check_shapes
 from isovit.weight_convert.tensors import Tensors
@@ -38,7 +38,7 @@ class Checkpoint:
         InputError: if the weights are not those of the config.
     """
 
-    config: Any
+    config: BaseConfig
     weights: Mapping[str, np.ndarray]
     source: Source = field(default=Source("", "isovit"))
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from isovit.errors import InputError
 from isovit.spec.blocks import TransformerConfig
-from isovit.spec.config import Config, config_from_dict
+from isovit.spec.config import BaseConfig, config_from_dict
 from isovit.spec.families import FAMILIES, variant_config, variant_name, variants
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -58,7 +58,7 @@ class Ask(InputError):
                          f"give --set {field}={candidates}")  # fmt: skip
 
 
-def detect(clues: Clues) -> tuple[str, Config] | None:
+def detect(clues: Clues) -> tuple[str, BaseConfig] | None:
     """Find the format and the config of a foreign checkpoint.
 
     ViT, the first of the families, is asked last: many of the others only add names to its own.

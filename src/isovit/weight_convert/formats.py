@@ -10,7 +10,7 @@ from typing import Any
 
 from isovit.backends.torch.layout import LAYOUT as TORCH
 from isovit.errors import InputError
-from isovit.spec.config import Config
+from isovit.spec.config import BaseConfig
 from isovit.spec.families import home
 from isovit.spec.layout import CANONICAL, Layout
 from isovit.weight_convert import files
@@ -149,13 +149,13 @@ def known(name: str) -> Format:
     return FORMATS[name]
 
 
-def rename_table(format: str, config: Config) -> RenameTable:
+def rename_table(format: str, config: BaseConfig) -> RenameTable:
     """The rename table of a foreign format for a config.
 
     Raises:
         InputError: if the foreign library has no such family.
     """
-    tables: Mapping[str, Callable[[Config], RenameTable]]
+    tables: Mapping[str, Callable[[BaseConfig], RenameTable]]
     tables = import_module(f"isovit.weight_convert.{home(config.family)}").TABLES
     if format not in tables:
         raise InputError(
@@ -164,12 +164,12 @@ def rename_table(format: str, config: Config) -> RenameTable:
     return tables[format](config)
 
 
-def table(name: str, config: Config) -> RenameTable | NativeTable:
+def table(name: str, config: BaseConfig) -> RenameTable | NativeTable:
     """What relates the param tree of a config to the names of a format."""
     return rename_table(name, config) if FORMATS[name].foreign else NativeTable()
 
 
-def check_fit(name: str, config: Config) -> None:
+def check_fit(name: str, config: BaseConfig) -> None:
     """Check that the model of a format's library can be what a config says.
 
     Raises:

@@ -14,7 +14,7 @@ import numpy as np
 from isovit.backends.torch.layout import COUNTER
 from isovit.backends.torch.layout import LAYOUT as TORCH
 from isovit.errors import InputError
-from isovit.spec.config import Config
+from isovit.spec.config import BaseConfig
 from isovit.spec.families import home
 from isovit.spec.param import Role
 from isovit.weight_convert import files
@@ -91,7 +91,7 @@ def _read_file(path: Path) -> Tensors:
     return files.torch_tensors(path, state_dict(files.read_pth(path), ema=True)[1])
 
 
-def prefixed(config: Config, tensors: Tensors) -> Tensors:
+def prefixed(config: BaseConfig, tensors: Tensors) -> Tensors:
     """The names of the rename table as the models with a head write them: behind the backbone's.
 
     A table that has them so keeps them.
@@ -113,7 +113,7 @@ def counted(tensors: Tensors) -> Tensors:
     )
 
 
-def sidecars(config: Config) -> dict[str, dict[str, Any]]:
+def sidecars(config: BaseConfig) -> dict[str, dict[str, Any]]:
     """``config.json`` of a model, and ``preprocessor_config.json`` where a processor does it."""
     told = {CONFIG: model_config(config)}
     if processor := image_processor(config):
@@ -121,7 +121,7 @@ def sidecars(config: Config) -> dict[str, dict[str, Any]]:
     return told
 
 
-def model_config(config: Config) -> dict[str, Any]:
+def model_config(config: BaseConfig) -> dict[str, Any]:
     """``config.json``: what any config of transformers wants, and what the family's own does."""
     family = import_module(f"isovit.weight_convert.{home(config.family)}")
     labels = {str(i): f"LABEL_{i}" for i in range(config.num_classes)}
@@ -134,7 +134,7 @@ def model_config(config: Config) -> dict[str, Any]:
     }
 
 
-def image_processor(config: Config) -> dict[str, Any] | None:
+def image_processor(config: BaseConfig) -> dict[str, Any] | None:
     """What an image processor of transformers wants; None where none does the same.
 
     ViTImageProcessor squashes and crops nothing, DeiTImageProcessor squashes and crops, and

@@ -14,7 +14,7 @@ import msgspec
 from isovit.backends import get_backend, require_installed
 from isovit.backends.protocol import NativeFiles
 from isovit.errors import InputError
-from isovit.spec.config import Config, config_from_dict
+from isovit.spec.config import BaseConfig, config_from_dict
 from isovit.spec.families import home, param_tree
 from isovit.weight_convert import files, hdf5, huggingface
 from isovit.weight_convert.detect import Clues, detect
@@ -35,7 +35,7 @@ class Wanted:
         ema: whether the averaged weights are taken where a training file has both.
     """
 
-    config: Config | None = None
+    config: BaseConfig | None = None
     format: str | None = None
     changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     ema: bool = True
@@ -46,7 +46,7 @@ class Opened:
     """A file's arrays under its own names, its config, its format, and what was left out."""
 
     arrays: Tensors
-    config: Config
+    config: BaseConfig
     format: str
     notes: tuple[str, ...] = ()
 
@@ -195,7 +195,7 @@ def _understanding(path: Path) -> Generator[None]:
         raise InputError(f"{path}: its names or shapes are no model's: {error!r}") from None
 
 
-def _config(path: Path, header: object, wanted: Wanted) -> tuple[Config, str | None]:
+def _config(path: Path, header: object, wanted: Wanted) -> tuple[BaseConfig, str | None]:
     """Config and format: as asked for, or as the header says."""
     if not isinstance(header, str) or not header:
         if wanted.config is None:
@@ -217,7 +217,7 @@ def _config(path: Path, header: object, wanted: Wanted) -> tuple[Config, str | N
     return config.replace(**wanted.changes) if wanted.changes else config, format
 
 
-def _check_claims(path: Path, config: Config, arrays: int, wanted: Wanted) -> None:
+def _check_claims(path: Path, config: BaseConfig, arrays: int, wanted: Wanted) -> None:
     """Check what a header says before anything counts along it: a few bytes may claim anything."""
     for name in () if wanted.config else COUNTED:
         claimed = getattr(config, name, 0)
@@ -229,7 +229,7 @@ def _check_claims(path: Path, config: Config, arrays: int, wanted: Wanted) -> No
 COUNTED = ("depth", "depths", "branch_depth", "cross_depth", "cls_depth", "t2t_layers")
 
 
-def _check_count(path: Path, config: Config, specs: Mapping[str, Spec]) -> None:
+def _check_count(path: Path, config: BaseConfig, specs: Mapping[str, Spec]) -> None:
     """Check that a file has numbers enough for a model, before the model is built."""
     wanted, found = param_tree(config).size(), sum(spec.size for spec in specs.values())
     if wanted > found:
@@ -246,7 +246,7 @@ class _Header(msgspec.Struct):
     config: dict[str, Any]
 
 
-def _guess(arrays: Tensors, config: Config) -> str:
+def _guess(arrays: Tensors, config: BaseConfig) -> str:
     """The one format whose names are those of the file."""
     tables = import_module(f"isovit.weight_convert.{home(config.family)}").TABLES
     for name in ("isovit", "torch", *tables):

@@ -13,7 +13,7 @@ import numpy as np
 from isovit.backends import get_backend
 from isovit.backends.protocol import NativeFiles
 from isovit.errors import FitError
-from isovit.spec.config import Config
+from isovit.spec.config import BaseConfig
 from isovit.spec.families import param_tree, resolve_config, variant_name
 from isovit.weight_convert import files, huggingface
 from isovit.weight_convert.adapt import adapt
@@ -33,7 +33,7 @@ from isovit.weight_convert.tensors import Tensors
 def load(
     path: str | Path,
     *,
-    config: Config | None = None,
+    config: BaseConfig | None = None,
     format: str | None = None,
     changes: Mapping[str, Any] | None = None,
     ema: bool = True,
@@ -78,7 +78,7 @@ def load(
 def opened(
     path: str | Path,
     *,
-    config: Config | None = None,
+    config: BaseConfig | None = None,
     format: str | None = None,
     changes: Mapping[str, Any] | None = None,
     ema: bool = True,
@@ -158,11 +158,11 @@ def file_bytes(checkpoint: Checkpoint) -> int:
     return files.safetensors_bytes(weights, metadata)
 
 
-def _header(format: str, config: Config) -> str:
+def _header(format: str, config: BaseConfig) -> str:
     return msgspec.json.encode({"format": format, "config": config.to_dict()}).decode()
 
 
-def _differences(name: str, config: Config) -> Iterator[str]:
+def _differences(name: str, config: BaseConfig) -> Iterator[str]:
     """Where the function of the config is not what the format's library makes of the weights."""
     for field, fixed in FORMATS[name].fixed:
         if (said := getattr(config, field, fixed)) != fixed:
@@ -185,7 +185,7 @@ class Inspection:
     """
 
     format: str
-    config: Config
+    config: BaseConfig
     variant: str | None
     tensors: int
     parameters: int
@@ -197,7 +197,7 @@ class Inspection:
 def inspect(
     path: str | Path,
     *,
-    config: Config | None = None,
+    config: BaseConfig | None = None,
     format: str | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Inspection:

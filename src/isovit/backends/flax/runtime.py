@@ -31,13 +31,13 @@ from isovit.backends.protocol import (
     Weights,
 )
 from isovit.errors import InputError, reason
-from isovit.spec.config import Spec
+from isovit.spec.config import BaseConfig
 from isovit.spec.families import param_tree
 from isovit.spec.layout import from_native, to_native
 
 
 def build(
-    config: Spec, weights: Weights, *, dtype: str = "float32", device: str | None = None
+    config: BaseConfig, weights: Weights, *, dtype: str = "float32", device: str | None = None
 ) -> nnx.Module:
     """See ``Backend.build``."""
     if dtype == "float64":
@@ -52,7 +52,7 @@ def build(
     return model
 
 
-def _shapes(config: Spec, dtype: str) -> nnx.Module:
+def _shapes(config: BaseConfig, dtype: str) -> nnx.Module:
     """A model that has shapes in the place of weights."""
     kind, cls = jnp.dtype(dtype), model_class("flax", config.family)
     return nnx.eval_shape(
@@ -221,7 +221,7 @@ def synchronize(model: Model) -> None:
     jax.block_until_ready(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
 
 
-def save_native(config: Spec, weights: Weights, path: Path) -> None:
+def save_native(config: BaseConfig, weights: Weights, path: Path) -> None:
     """See ``Backend.save_native``: an orbax folder."""
     native = to_native(param_tree(config).parameters(), weights, LAYOUT)
     tree = nnx.traversals.unflatten_mapping({tuple(k.split(".")): v for k, v in native.items()})
@@ -229,7 +229,7 @@ def save_native(config: Spec, weights: Weights, path: Path) -> None:
         checkpointer.save(path.absolute(), tree)
 
 
-def load_native(config: Spec, path: Path) -> dict[str, np.ndarray]:
+def load_native(config: BaseConfig, path: Path) -> dict[str, np.ndarray]:
     """See ``Backend.load_native``.
 
     Orbax lists the arrays and tensorstore reads them. Orbax would read all that a folder claims,

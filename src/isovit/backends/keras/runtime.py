@@ -27,7 +27,7 @@ from isovit.backends.protocol import (
     Weights,
 )
 from isovit.errors import InputError, reason
-from isovit.spec.config import Spec
+from isovit.spec.config import BaseConfig
 from isovit.spec.families import param_tree
 from isovit.spec.layout import from_native, native_path, to_native
 from isovit.spec.param import Param
@@ -39,7 +39,7 @@ _DEVICES: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 
 
 def build(
-    config: Spec, weights: Weights, *, dtype: str = "float32", device: str | None = None
+    config: BaseConfig, weights: Weights, *, dtype: str = "float32", device: str | None = None
 ) -> keras.Model:
     """See ``Backend.build``."""
     with _on(device):
@@ -262,7 +262,7 @@ def _wait(tensors: Any) -> None:
         tf.test.experimental.sync_devices()
 
 
-def save_native(config: Spec, weights: Weights, path: Path) -> None:
+def save_native(config: BaseConfig, weights: Weights, path: Path) -> None:
     """See ``Backend.save_native``: ``.weights.h5``, or the whole model as ``.keras``."""
     kinds = {array.dtype.name for array in weights.values()}
     if not kinds <= {"float32", "float64"}:
@@ -276,7 +276,7 @@ def save_native(config: Spec, weights: Weights, path: Path) -> None:
         model.save_weights(path)
 
 
-def load_native(config: Spec, path: Path) -> dict[str, np.ndarray]:
+def load_native(config: BaseConfig, path: Path) -> dict[str, np.ndarray]:
     """See ``Backend.load_native``."""
     kinds: set[str] = set()
     try:
@@ -394,7 +394,7 @@ def _recording(model: Model, paths: list[str]) -> Iterator[dict[str, Any]]:
             object.__delattr__(layer, "call")
 
 
-def _empty(config: Spec, dtype: str) -> keras.Model:
+def _empty(config: BaseConfig, dtype: str) -> keras.Model:
     if dtype == "float64":
         _enable_float64()
     model: keras.Model = model_class("keras", config.family)(config, dtype=dtype)

@@ -25,7 +25,7 @@ from isovit.backends.protocol import (
 )
 from isovit.backends.torch.layout import COUNTER, LAYOUT
 from isovit.errors import InputError
-from isovit.spec.config import Spec
+from isovit.spec.config import BaseConfig
 from isovit.spec.families import param_tree
 from isovit.spec.layout import from_native, to_native
 
@@ -34,7 +34,7 @@ _TPUS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
 def build(
-    config: Spec, weights: Weights, *, dtype: str = "float32", device: str | None = None
+    config: BaseConfig, weights: Weights, *, dtype: str = "float32", device: str | None = None
 ) -> nn.Module:
     """See ``Backend.build``."""
     tpu = _tpu(device) if device and kind_of(device) == "tpu" else None

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from isovit.errors import InputError
-from isovit.spec.config import Config, Spec, config_from_file
+from isovit.spec.config import BaseConfig, Config, config_from_file
 from isovit.spec.objectives import OBJECTIVES
 from isovit.spec.param import ParamTree
 from isovit.spec.published import Published
@@ -46,20 +46,19 @@ def family_module(family: str) -> ModuleType:
     return import_module(f"isovit.spec.{home(family)}")
 
 
-def config_class(family: str) -> type[Spec]:
+def config_class(family: str) -> type[BaseConfig]:
     """The config class of a family, ``ViTConfig`` for ``vit``, or of an objective."""
     return getattr(family_module(family), f"{class_name(family)}Config")
 
 
-def param_tree(config: Spec) -> ParamTree:
+def param_tree(config: BaseConfig) -> ParamTree:
     """The param tree of a model: modules, parameters, shapes and multiply-adds."""
     return family_module(config.family).param_tree(config)
 
 
 def published(name: str) -> Published | None:
     """What the authors say of a variant; None where nothing is known for certain."""
-    family = variants()[name].family
-    return family_module(family).PUBLISHED.get(name)
+    return family_module(variant_config(name).family).PUBLISHED.get(name)
 
 
 @cache
@@ -71,14 +70,14 @@ def variants() -> dict[str, Config]:
 
 
 @cache
-def objectives() -> dict[str, Spec]:
+def objectives() -> dict[str, BaseConfig]:
     """Every named form of an objective, in the order of the table."""
     return {
         name: row for family in OBJECTIVES for name, row in family_module(family).VARIANTS.items()
     }
 
 
-def variant_config(name: str) -> Spec:
+def variant_config(name: str) -> BaseConfig:
     """The config of a published variant or of an objective; older names are accepted.
 
     Raises:
@@ -99,7 +98,7 @@ def variant_config(name: str) -> Spec:
 FREE = ("num_classes", "image_size", "preprocess", "norm_eps", "activation", "init_scheme")
 
 
-def variant_name(config: Spec) -> str | None:
+def variant_name(config: BaseConfig) -> str | None:
     """The published variant of which a config is a form; None if of none.
 
     Its classes, image size, preprocessing, epsilon, GELU and initialisation may be others: the same
@@ -108,7 +107,7 @@ def variant_name(config: Spec) -> str | None:
     """
     wanted = config.to_dict()
     free = {key: wanted[key] for key in FREE if key in wanted}
-    known: dict[str, Spec] = {**variants(), **objectives()}
+    known: dict[str, BaseConfig] = {**variants(), **objectives()}
     rows = {name: variant.to_dict() for name, variant in known.items()}
     same = [name for name, row in rows.items() if row | free == wanted]
     return max(
@@ -125,7 +124,7 @@ def config(name: str, **changes: Any) -> Any:
             ``**{"preprocess.interpolation": "bilinear"}``.
 
     Returns:
-        A ``Config`` of the family, or the ``Spec`` of an objective.
+        A ``Config`` of the family, or the ``BaseConfig`` of an objective.
 
     Raises:
         InputError: if there is no such variant or field, or the config cannot be.
@@ -134,7 +133,7 @@ def config(name: str, **changes: Any) -> Any:
     return variant.replace(**changes) if changes else variant
 
 
-def resolve_config(name: str, changes: dict[str, Any] | None = None) -> Spec:
+def resolve_config(name: str, changes: dict[str, Any] | None = None) -> BaseConfig:
     """The config of a name or of a JSON or TOML config file, with fields changed.
 
     Args:

@@ -19,18 +19,19 @@ from typing import Any, Literal
 import numpy as np
 
 from isovit.spec.blocks import BlockConfig, block
-from isovit.spec.config import Config, NonNegative, Positive, Rate, Spec, require
+from isovit.spec.config import BaseConfig, Config, NonNegative, Positive, Rate, require
 from isovit.spec.families import vit
 from isovit.spec.families.vit import SIZES, ViTConfig
 from isovit.spec.param import Init, Param, ParamTree, Role, dense, layer_norm, repeat
 from isovit.spec.positions import sincos_positions
+from isovit.spec.published import Published
 from isovit.spec.scheme import Scheme
 
 PIXEL_EPS = 1e-6
 """Added to the variance of the pixels of a patch, where they are normalised."""
 
 
-class MAEConfig(Spec, frozen=True, kw_only=True, tag="mae"):
+class MAEConfig(BaseConfig, frozen=True, kw_only=True, tag="mae"):
     """Config of a masked autoencoder.
 
     Called with (batch, height, width, channels) images and ``order``, (batch, patches) integers: a
@@ -102,7 +103,7 @@ class MAEConfig(Spec, frozen=True, kw_only=True, tag="mae"):
 
     @property
     def parts(self) -> Mapping[str, Config]:
-        """See ``Spec.parts``."""
+        """See ``BaseConfig.parts``."""
         return {"encoder": self.encoder}
 
     @property
@@ -234,11 +235,20 @@ PYTORCH: dict[str, Any] = dict(
     normalized_pixels=False,
 )
 
+MAE_PAPER = "He et al. 2022, arXiv:2111.06377, table 3"
+
 VARIANTS: dict[str, MAEConfig] = {
     "mae_vit_b16": _official("b", 16),  # He et al. 2022, section 4 and appendix A.2
     "mae_vit_l16": _official("l", 16),
     "mae_vit_h14": _official("h", 14),
     "mae_vit_pytorch": MAEConfig(**PYTORCH),
+}
+
+# The encoder, fine-tuned.
+PUBLISHED: dict[str, Published] = {
+    "mae_vit_b16": Published(MAE_PAPER, 83.6),
+    "mae_vit_l16": Published(MAE_PAPER, 85.9),
+    "mae_vit_h14": Published(MAE_PAPER, 86.9),
 }
 
 ALIASES: dict[str, str] = {

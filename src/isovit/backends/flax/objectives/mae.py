@@ -23,7 +23,7 @@ def take(
     return jnp.take_along_axis(x, index[..., None], axis=1)
 
 
-def normalize_pixels(x: Float[Array, "batch patches patch"]) -> Float[Array, "..."]:
+def normalize_pixels(x: Float[Array, "batch patches patch"]) -> Float[Array, "batch patches patch"]:
     """The pixels of each patch with mean 0 and the variance of a sample 1."""
     mean, variance = x.mean(axis=-1, keepdims=True), x.var(axis=-1, ddof=1, keepdims=True)
     return (x - mean) / jnp.sqrt(variance + PIXEL_EPS)
@@ -107,7 +107,7 @@ class MAE(nnx.Module):
         self,
         images: Float[Array, "batch height width channels"],
         order: Int[Array, "batch patches"],
-    ) -> Float[Array, "batch"]:
+    ) -> Float[Array, " batch"]:
         self.config.check_images(images.shape)
         shown, hidden = order[:, : self.config.kept], order[:, self.config.kept :]
         painted = self.decoder_pred(take(self.decode(self.encode(images, shown), order), hidden))

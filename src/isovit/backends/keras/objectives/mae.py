@@ -29,7 +29,9 @@ def take(
     return ops.take_along_axis(x, index[..., None], axis=1)
 
 
-def normalize_pixels(x: Float[Tensor, "batch patches patch"]) -> Float[Tensor, "..."]:
+def normalize_pixels(
+    x: Float[Tensor, "batch patches patch"],
+) -> Float[Tensor, "batch patches patch"]:
     """The pixels of each patch with mean 0 and the variance of a sample 1."""
     centred = x - ops.mean(x, axis=-1, keepdims=True)
     variance = ops.sum(ops.square(centred), axis=-1, keepdims=True) / (x.shape[-1] - 1)
@@ -127,7 +129,7 @@ class MAE(SpecModel):
         images: Float[Tensor, "batch height width channels"],
         order: Int[Tensor, "batch patches"],
         training: bool | None = None,
-    ) -> Float[Tensor, "batch"]:
+    ) -> Float[Tensor, " batch"]:
         images = self.checked(images)
         shown, hidden = order[:, : self.config.kept], order[:, self.config.kept :]
         x = self.encode(images, shown, training=training)

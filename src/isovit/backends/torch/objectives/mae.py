@@ -21,7 +21,9 @@ def take(
     return torch.take_along_dim(x, index[..., None].long(), dim=1)
 
 
-def normalize_pixels(x: Float[Tensor, "batch patches patch"]) -> Float[Tensor, "..."]:
+def normalize_pixels(
+    x: Float[Tensor, "batch patches patch"],
+) -> Float[Tensor, "batch patches patch"]:
     """The pixels of each patch with mean 0 and the variance of a sample 1."""
     mean, variance = x.mean(dim=-1, keepdim=True), x.var(dim=-1, correction=1, keepdim=True)
     return (x - mean) / torch.sqrt(variance + PIXEL_EPS)
@@ -86,7 +88,7 @@ class MAE(nn.Module):
         self,
         images: Float[Tensor, "batch height width channels"],
         order: Int[Tensor, "batch patches"],
-    ) -> Float[Tensor, "batch"]:
+    ) -> Float[Tensor, " batch"]:
         self.config.check_images(images.shape)
         shown, hidden = order[:, : self.config.kept], order[:, self.config.kept :]
         painted = self.decoder_pred(take(self.decode(self.encode(images, shown), order), hidden))
