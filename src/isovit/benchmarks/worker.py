@@ -19,6 +19,7 @@ from isovit.backends.devices import jax_device, kind_of, missing
 from isovit.benchmarks.measure import measure
 from isovit.benchmarks.records import Case, Product, Record, Result
 from isovit.errors import InputError
+from isovit.spec.config import require_model
 from isovit.spec.families import param_tree
 from isovit.versions import versions
 from isovit.weight_convert.store import checkpoint_of, file_bytes
@@ -40,7 +41,7 @@ def run(case: Case, limit_s: float) -> Record:
         raise InputError(f"{case.backend} runs by {', '.join(backend.WAYS)}, not by {case.way}")
     backend.exact_arithmetic()
     checkpoint = checkpoint_of(case.model, case.changes)
-    config = checkpoint.config
+    config = require_model(checkpoint.config, "a measurement")
     rng = np.random.default_rng(0)
     pixels = rng.standard_normal((case.batch, *config.image_size, config.in_channels), np.float32)
     before = peak_memory()

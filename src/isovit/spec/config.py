@@ -336,7 +336,7 @@ def _to_type(name: str, value: Any, hint: Any) -> Any:
         value = (value, value)
     if hint is Preprocess:
         return _to_struct(name, value, hint)
-    if isinstance(hint, type) and issubclass(hint, Config):
+    if _is_config(hint):
         return _to_config(name, value, hint)
     try:
         converted: Any = msgspec.convert(value, hint)
@@ -349,6 +349,10 @@ def _to_type(name: str, value: Any, hint: Any) -> Any:
     if not _is_finite(converted):
         raise ConfigError(f"{name}={value!r}: wanted finite numbers")
     return converted
+
+
+def _is_config(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(cast("type[Any]", hint), Config)
 
 
 def _is_finite(value: Any) -> bool:

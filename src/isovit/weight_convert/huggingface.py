@@ -14,7 +14,7 @@ import numpy as np
 from isovit.backends.torch.layout import COUNTER
 from isovit.backends.torch.layout import LAYOUT as TORCH
 from isovit.errors import InputError
-from isovit.spec.config import BaseConfig
+from isovit.spec.config import BaseConfig, Config
 from isovit.spec.families import home
 from isovit.spec.param import Role
 from isovit.weight_convert import files
@@ -96,6 +96,8 @@ def prefixed(config: BaseConfig, tensors: Tensors) -> Tensors:
 
     A table that has them so keeps them.
     """
+    if not isinstance(config, Config):  # ViTMAE as it is trained
+        return tensors.renamed({n if "decoder." in n else f"vit.{n}": n for n in tensors})
     prefix = model_config(config)["model_type"]
     if not config.num_classes or any(name.startswith(f"{prefix}.") for name in tensors):
         return tensors
@@ -123,12 +125,12 @@ def sidecars(config: BaseConfig) -> dict[str, dict[str, Any]]:
 
 def model_config(config: BaseConfig) -> dict[str, Any]:
     """``config.json``: what any config of transformers wants, and what the family's own does."""
-    family = import_module(f"isovit.weight_convert.{home(config.family)}")
-    labels = {str(i): f"LABEL_{i}" for i in range(config.num_classes)}
+    family, model = import_module(f"isovit.weight_convert.{home(config.family)}"), within(config)
+    labels = {str(i): f"LABEL_{i}" for i in range(model.num_classes)}
     return {
         **family.hf_config(config),
-        "image_size": one_or_both(config.image_size),
-        "num_channels": config.in_channels,
+        "image_size": one_or_both(model.image_size),
+        "num_channels": model.in_channels,
         "id2label": labels,
         "label2id": {label: int(i) for i, label in labels.items()},
     }
@@ -140,7 +142,7 @@ def image_processor(config: BaseConfig) -> dict[str, Any] | None:
     ViTImageProcessor squashes and crops nothing, DeiTImageProcessor squashes and crops, and
     CLIPImageProcessor keeps the aspect of the image and crops, to a square.
     """
-    preprocess, (height, width) = config.preprocess, config.image_size
+    preprocess, (height, width) = within(config).preprocess, within(config).image_size
     resized = [math.floor(side / preprocess.crop_fraction) for side in (height, width)]
     told: dict[str, Any] = {
         "do_resize": True,
@@ -161,6 +163,11 @@ def image_processor(config: BaseConfig) -> dict[str, Any] | None:
         return None
     told["size"] = {"shortest_edge": resized[0]}
     return {"image_processor_type": "CLIPImageProcessor", **told, **crop}
+
+
+def within(config: BaseConfig) -> Config:
+    """The model itself, or of an objective the first that it trains."""
+    return config if isinstance(config, Config) else next(iter(config.parts.values()))
 
 
 def one_or_both(pair: tuple[int, int]) -> int | tuple[int, int]:

@@ -29,6 +29,11 @@ HF_RENAMED = [
     (r"^layers\.(\d+)\.mlp\.fc2\.", r"encoder.layer.\1.output.dense."),
     (r"^layers\.(\d+)\.", r"encoder.layer.\1."),
 ]
+# The same of the decoder of ViTMAE, which release 5 writes as ``decoder_encoder.layer``.
+HF_DECODER_RENAMED = [
+    (old.replace("^layers", "^decoder_layers"), new.replace("encoder.layer", "decoder_layers"))
+    for old, new in HF_RENAMED
+]
 
 
 OWN_BACKBONE = "conv_embedding.0.weight"
@@ -97,11 +102,14 @@ def unwrap(tensors: Tensors, wrapper: str = "") -> Content:
 def _hf_name(name: str) -> str:
     """Without the model's prefix, and as all releases write it."""
     name = re.sub(r"^(vit|deit|levit)\.", "", name)
-    for pattern, replacement in HF_RENAMED:
+    decoder = "decoder." if name.startswith("decoder.") else ""
+    name = name.removeprefix(decoder)
+    name = re.sub(r"^decoder_encoder\.layer\.", "decoder_layers.", name)
+    for pattern, replacement in HF_DECODER_RENAMED if decoder else HF_RENAMED:
         name, count = re.subn(pattern, replacement, name)
         if count:
             break
-    return name
+    return decoder + name
 
 
 def _unstacked(tensors: Tensors) -> Tensors:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from isovit.errors import InputError
-from isovit.spec.config import Config, config_from_dict
+from isovit.spec.config import Config, config_from_dict, require_model
 
 INPUT, OUTPUT = "images", "logits"
 BATCH = "batch"
@@ -47,4 +47,4 @@ def config_of(text: str | None, path: object) -> Config:
         said = msgspec.json.decode(text or "", type=_Header)
     except msgspec.DecodeError:
         raise InputError(f"{path}: says no config; wanted a file of isovit export") from None
-    return config_from_dict(said.config, str(path))
+    return require_model(config_from_dict(said.config, str(path)), str(path))

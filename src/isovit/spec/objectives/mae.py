@@ -2,7 +2,7 @@
 
 Source: He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners", arXiv:2111.06377,
 section 3 and appendix A; the official code (facebookresearch/mae, CC BY-NC) and transformers'
-``ViTMAEForPreTraining`` for what the paper leaves open; vit-pytorch's ``mae.py`` (MIT) for its form.
+``ViTMAEForPreTraining`` for what the paper leaves open; vit-pytorch's ``mae.py`` (MIT).
 
 The encoder sees the patches that are kept; the decoder sees a shared mask token in the place of
 each of the others, and its answer for those is compared with their pixels. Both forms are one

@@ -61,8 +61,17 @@ def timm_rows(config: ViTConfig) -> list[Row | Drop]:
 
 def hf(config: ViTConfig) -> RenameTable:
     """Hugging Face's ViT, DeiT and encoder of ViTMAE, without the prefix of the model."""
-    layer = "encoder.layer.{i}"
     return RenameTable(
+        *hf_rows(config),
+        drop(r"embeddings\.mask_token", "of masked image modelling"),
+        drop(r"decoder\..*", "decoder of the pre-training"),
+    )
+
+
+def hf_rows(config: ViTConfig) -> list[Row | Drop]:
+    """The whole of Hugging Face's model."""
+    layer = "encoder.layer.{i}"
+    return [
         rename("embeddings.cls_token", "cls_token"),
         rename("embeddings.distillation_token", "dist_token"),
         rename("embeddings.position_embeddings", "pos_embed"),
@@ -77,9 +86,7 @@ def hf(config: ViTConfig) -> RenameTable:
         rename("cls_classifier" if config.dist_head else "classifier", "head"),
         rename("distillation_classifier", "head_dist"),
         drop(r"pooler\.dense\..*", "no classifier uses the pooler"),
-        drop(r"embeddings\.mask_token", "of masked image modelling"),
-        drop(r"decoder\..*", "decoder of the pre-training"),
-    )
+    ]
 
 
 def google(config: ViTConfig) -> RenameTable:
