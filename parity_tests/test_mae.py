@@ -129,17 +129,12 @@ def test_transformers(
 
 
 def test_positions_are_those_of_transformers(pytestconfig: pytest.Config) -> None:
-    library = import_oracle("transformers", pytestconfig)
-    told = dict(image_size=12, patch_size=4, hidden_size=24, num_attention_heads=3)
-    told |= dict(decoder_hidden_size=16, decoder_num_attention_heads=2)
-    original = library.ViTMAEForPreTraining(library.ViTMAEConfig(**told))
-    original.vit.embeddings.initialize_weights()  # which the constructor leaves out
-    original.decoder.initialize_weights(num_patches=9)
-    for found, dim in (
-        (original.vit.embeddings.position_embeddings, 24),
-        (original.decoder.decoder_pos_embed, 16),
-    ):
-        assert_outputs_agree(sincos_positions((3, 3), dim, 1)[None], found.numpy(), "float32")
+    """Rows before columns there; its models exchange the halves, to be as the official code."""
+    library = import_oracle("transformers.models.vit_mae.modeling_vit_mae", pytestconfig)
+    rows_first = library.build_2d_sinusoidal_position_embedding(3, 4, 24, cls_token=True)
+    rows, columns = rows_first.double().chunk(2, dim=1)
+    theirs = torch.cat([columns, rows], dim=1).numpy()
+    assert_outputs_agree(sincos_positions((3, 4), 24, 1), theirs, "float32")
 
 
 # The official code: names, which no package has
