@@ -19,7 +19,7 @@ import isovit
 import isovit.backends
 from isovit.cli import spread
 from isovit.parity import harness
-from isovit.spec.families import variants
+from isovit.spec.families import objectives, variants
 from isovit.spec.initialize import init, probe
 from isovit.weight_convert.checkpoint import Checkpoint
 from isovit.weight_convert.store import load, save
@@ -77,7 +77,7 @@ def test_list_tells_every_variant_as_json_or_as_a_table(run) -> None:
     outcome = run("list", "--json")
     rows = msgspec.json.decode(outcome.out)
     assert (outcome.code, outcome.err) == (0, "")
-    assert [row["name"] for row in rows] == list(variants())
+    assert [row["name"] for row in rows] == [*variants(), *objectives()]
     by_name = {row["name"]: row for row in rows}
     assert by_name["t2t_vit_14"]["parameters"] == 21_545_550
     of_family = msgspec.json.decode(run("list", "--family", "vit", "--json").out)

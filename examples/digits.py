@@ -1,0 +1,64 @@
+"""Handwritten digits and small objectives on them, for the three ``pretrain_*`` scripts.
+
+The images are the 1,797 of scikit-learn's ``load_digits``, 8 by 8 pixels of grey: real ones that
+come with the package. All that chance decides is drawn here, in NumPy, so that every framework
+learns from the same batches, masks and views.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+import isovit
+
+BATCH = 64
+
+digits = load_digits()
+IMAGES = ((digits.images[..., None] - 4.9) / 6.0).astype(np.float32)  # mean 0, deviation 1
+LABELS = digits.target
+
+ENCODER = dict(
+    image_size=8, in_channels=1, patch_size=2, embed_dim=48, depth=2, num_heads=4, mlp_dim=96
+)
+
+
+def named(fields: dict, part: str) -> dict:
+    """Fields of a part of an objective, by their dotted names."""
+    return {f"{part}.{name}": value for name, value in fields.items()}
+
+
+CONFIGS = {
+    "mae": isovit.config(
+        "mae_vit_b16", **named(ENCODER, "encoder"),
+        decoder_dim=32, decoder_depth=1, decoder_num_heads=4, decoder_mlp_dim=64,
+    ),
+}  # fmt: skip
+"""An objective of each kind, small enough for a processor."""
+
+
+def batches(name: str, steps: int) -> Iterator[dict[str, np.ndarray]]:
+    """What an objective is called with, step by step, by the name of its argument."""
+    rng, config = np.random.default_rng(0), CONFIGS[name]
+    for _ in range(steps):
+        chosen = rng.choice(len(IMAGES), BATCH, replace=False)
+        yield {"images": IMAGES[chosen], **config.draw(BATCH, rng)}
+
+
+def arguments() -> argparse.Namespace:
+    """The objectives to train, one after another, and for how many steps."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="+", choices=CONFIGS, metavar=f"{{{','.join(CONFIGS)}}}")
+    parser.add_argument("--steps", type=int, default=400)
+    return parser.parse_args()
+
+
+def report(name: str, losses: list[float]) -> None:
+    """Say by how much the loss fell: the mean of the last tenth of the steps beside the first's."""
+    tenth = max(1, len(losses) // 10)
+    first, last = np.mean(losses[:tenth]), np.mean(losses[-tenth:])
+    print(f"{name}: loss {first:.4f} -> {last:.4f} in {len(losses)} steps")
+    assert last < first, "the loss does not fall"

@@ -1,0 +1,45 @@
+"""Objectives on handwritten digits in Flax: an objective is a module that returns losses.
+
+python examples/pretrain_flax.py mae --steps 400
+"""
+
+import digits
+import jax
+import optax  # comes with Flax
+from flax import nnx
+from rich.progress import track
+
+import isovit
+
+
+@nnx.jit
+def train_step(
+    model: nnx.Module, optimizer: nnx.Optimizer, batch: dict[str, jax.Array]
+) -> jax.Array:
+    """One step; gives the loss before it."""
+
+    def loss_of(model: nnx.Module) -> jax.Array:
+        return model(**batch).mean()
+
+    loss, gradients = nnx.value_and_grad(loss_of)(model)  # of nnx.Param: not the fixed ones
+    optimizer.update(model, gradients)
+    return loss
+
+
+def pretrain(name: str, steps: int) -> list[float]:
+    """Train one objective; gives the loss of every step."""
+    model = isovit.build(digits.CONFIGS[name], "flax", device="cpu")
+    nnx.reseed(model, dropout=0)
+    model.train()  # build gives evaluation mode
+    adamw = optax.adamw(1e-3, eps=1e-8, weight_decay=0.05)
+    optimizer = nnx.Optimizer(model, adamw, wrt=nnx.Param)
+    losses = []
+    for batch in track(digits.batches(name, steps), description=name, total=steps):
+        losses.append(float(train_step(model, optimizer, batch)))
+    return losses
+
+
+if __name__ == "__main__":
+    wanted = digits.arguments()
+    for name in wanted.names:
+        digits.report(name, pretrain(name, wanted.steps))

@@ -1,0 +1,39 @@
+"""Objectives on handwritten digits in Keras: an objective is a model that returns losses.
+
+KERAS_BACKEND=jax python examples/pretrain_keras.py mae --steps 400
+"""
+
+import digits
+import numpy as np
+from rich.progress import track
+
+import isovit
+
+
+def pretrain(name: str, steps: int) -> list[float]:
+    """Train one objective; gives the loss of every step."""
+    model = isovit.build(digits.CONFIGS[name], "keras", device="cpu")
+    import keras  # after build, which sets the engine
+
+    keras.utils.set_random_seed(0)  # of the dropout
+    first = next(digits.batches(name, 1))
+    inputs = {
+        key: keras.Input(array.shape[1:], dtype=array.dtype.name, name=key)
+        for key, array in first.items()
+    }
+    trainer = keras.Model(inputs, model(**inputs))
+    trainer.compile(
+        optimizer=keras.optimizers.AdamW(1e-3, epsilon=1e-8, weight_decay=0.05),
+        loss=lambda _, losses: keras.ops.mean(losses),
+    )
+    losses, nothing = [], np.zeros(digits.BATCH, np.float32)
+    for batch in track(digits.batches(name, steps), description=name, total=steps):
+        trainer.reset_metrics()  # else it gives the mean of all steps
+        losses.append(float(trainer.train_on_batch(batch, nothing)))
+    return losses
+
+
+if __name__ == "__main__":
+    wanted = digits.arguments()
+    for name in wanted.names:
+        digits.report(name, pretrain(name, wanted.steps))
