@@ -16,6 +16,7 @@ from isovit.spec.config import Config
 from isovit.spec.initialize import init, probe
 from isovit.weight_convert.checkpoint import Checkpoint
 from isovit.weight_convert.store import load, save
+from parity_tests.oracles.importing import mend_torchvision
 from tests.small import VIT
 
 SIZES: dict[str, Any] = dict(embed_dim=12, depth=1, num_heads=3, mlp_dim=20, num_classes=5)
@@ -133,9 +134,63 @@ def test_the_sinusoid_of_t2t_vit_is_carried_or_recomputed(tmp_path: Path) -> Non
     assert abs(carried - recomputed).max() > 0.1
 
 
+@pytest.mark.parametrize("target", [32, 64, 96])
+def test_positions_of_nest_are_resized_as_timm_does(target: int, tmp_path: Path) -> None:
+    """Window by window in the table, over the whole image in the resizing."""
+    mend_torchvision()
+    nest = pytest.importorskip("timm.models.nest")
+    fields: dict[str, Any] = dict(patch_size=4, embed_dims=(6, 8), depths=(1, 1), num_heads=(2, 2))
+    config = isovit.config("nest_t", image_size=48, num_classes=5, **fields)
+    path = written(tmp_path, config)
+    found = load(path, image_size=target, resize="torch_bicubic")
+    before, shapes = probe(config), init(config.replace(image_size=target))
+    for name in ("levels.0.pos_embed", "levels.1.pos_embed"):
+        theirs = nest.resize_pos_embed(torch.tensor(before[name]), torch.tensor(shapes[name]))
+        np.testing.assert_allclose(found.weights[name], theirs.numpy(), atol=2e-6)
+        assert target == 48 or not np.array_equal(found.weights[name], before[name])
+
+
+def test_nest_goes_to_an_image_that_is_not_square(tmp_path: Path) -> None:
+    """What varies along its columns alone does so in a table of other rows."""
+    config = isovit.config(
+        "nest_t", image_size=32, patch_size=4, embed_dims=(6, 8), depths=(1, 1), num_heads=(2, 2)
+    )
+    weights = probe(config)
+    ramp = np.tile(np.linspace(0, 1, 8, dtype=np.float32), (8, 1))  # (rows, columns)
+    windows = ramp.reshape(2, 4, 2, 4).swapaxes(1, 2).reshape(1, 4, 16, 1)
+    weights["levels.0.pos_embed"] = np.repeat(windows, 6, axis=-1)
+    save(Checkpoint(config, weights), tmp_path / "a.safetensors")
+    found = load(tmp_path / "a.safetensors", image_size=(64, 32)).weights["levels.0.pos_embed"]
+    found = found.reshape(2, 2, 8, 4, 6).swapaxes(1, 2).reshape(16, 8, 6)
+    np.testing.assert_allclose(found, np.broadcast_to(ramp[:1, :, None], (16, 8, 6)), atol=1e-6)
+
+
+def test_the_first_positions_are_those_of_vit_pytorch(tmp_path: Path) -> None:
+    """It takes smaller images, with positions from the front of its table, whatever their rows."""
+    mend_torchvision()
+    library = pytest.importorskip("vit_pytorch")
+    torch.manual_seed(0)
+    told: dict[str, Any] = dict(dim=12, depth=1, heads=2, mlp_dim=9, dim_head=5, num_classes=3)
+    original = library.ViT(image_size=24, patch_size=4, **told).double().eval()
+    images = torch.randn(2, 3, 16, 12, dtype=torch.float64)
+    torch.save(original.state_dict(), tmp_path / "theirs.pt")
+    small: dict[str, Any] = dict(image_size=(16, 12), changes={"num_heads": 2})
+    ours = load(tmp_path / "theirs.pt", resize="first", **small)
+    resized = load(tmp_path / "theirs.pt", resize="torch_bicubic", **small)
+    with torch.inference_mode():
+        wanted = original(images)
+        found, other = (
+            isovit.build(c.config, "torch", c.weights, dtype="float64")(images.permute(0, 2, 3, 1))
+            for c in (ours, resized)
+        )
+    assert abs(found - wanted).max() < 1e-12 * abs(wanted).max()
+    assert abs(other - wanted).max() > 1e-3 * abs(wanted).max()
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
+        (dict(image_size=96, resize="first"), "first is for smaller images"),
         (dict(image_size=60), "image_size=.* must be divisible"),
         (dict(image_size=96, resize="lanczos"), "resize='lanczos': wanted torch_bicubic, "),
         (dict(image_size=96, resize="recompute"), "recompute is for fixed positions"),

@@ -49,10 +49,13 @@ class PositionTable(NamedTuple):
     Attributes:
         grid: rows and columns of positions, row by row in the table's next to last axis.
         prefix: positions before them, of other tokens.
+        windows: rows and columns of windows, where the positions go window by window, and within
+            each row by row, in two axes of the table.
     """
 
     grid: tuple[int, int]
     prefix: int = 0
+    windows: tuple[int, int] = (1, 1)
 
 
 class ConfigError(InputError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from isovit.weight_convert.resize import METHODS, resize_table
 from isovit.weight_convert.tensors import Spec, Tensors
 
 HEADS = ("head.", "head_dist.")
-RECOMPUTE = "recompute"
+RECOMPUTE, FIRST = "recompute", "first"
 
 
 def adapt(
@@ -35,7 +36,8 @@ def adapt(
         num_classes: width of the head wanted; where it is the checkpoint's, the head is kept.
         image_size: height and width wanted, in pixels.
         resize: how positions are resized, a name in ``resize.METHODS``; or ``recompute``, for a
-            fixed table that follows from the config.
+            fixed table that follows from the config; or ``first``, which takes as many as are
+            wanted from the front, whatever their rows, as vit-pytorch does for smaller images.
         seed: of the new head, drawn as ``init`` draws it.
 
     Returns:
@@ -44,8 +46,9 @@ def adapt(
     Raises:
         InputError: if there can be no such config, or no such resizing.
     """
-    if resize not in (*METHODS, RECOMPUTE):
-        raise InputError(f"resize={resize!r}: wanted {', '.join(METHODS)} or {RECOMPUTE}")
+    if resize not in (*METHODS, RECOMPUTE, FIRST):
+        known = f"{', '.join(METHODS)}, {RECOMPUTE} or {FIRST}"
+        raise InputError(f"resize={resize!r}: wanted {known}")
     if num_classes is None and image_size is None:
         return checkpoint
     config = require_model(checkpoint.config, "another head or image size")
@@ -84,7 +87,12 @@ def adapt(
         if resize == RECOMPUTE:
             return draw(params[path], path, seed).astype(specs[path].dtype)
         before, after = moved[path]
-        return resize_table(source[path], before.grid, after.grid, resize, before.prefix)
+        rows = _row_by_row(source[path], before)
+        if resize == FIRST:
+            rows = rows[:, : after.prefix + math.prod(after.grid)]
+        else:
+            rows = resize_table(rows, before.grid, after.grid, resize, before.prefix)
+        return _by_window(rows, after).reshape(params[path].shape)
 
     weights = Tensors(specs, fetch)
     return replace(
@@ -111,11 +119,32 @@ def _moved_tables(config: Config, target: Config) -> dict[str, tuple[PositionTab
     }
 
 
+def _row_by_row(table: np.ndarray, about: PositionTable) -> np.ndarray:
+    """Positions in one axis, (1, prefix + rows * columns, dim), whatever windows they go by."""
+    if about.windows == (1, 1):
+        return table.reshape(1, about.prefix + math.prod(about.grid), -1)
+    (down, across), (rows, columns) = about.windows, about.grid
+    x = table.reshape(down, across, rows // down, columns // across, -1)
+    return x.swapaxes(1, 2).reshape(1, rows * columns, -1)
+
+
+def _by_window(table: np.ndarray, about: PositionTable) -> np.ndarray:
+    """The inverse of ``_row_by_row``, but for the shape."""
+    (down, across), (rows, columns) = about.windows, about.grid
+    if about.windows == (1, 1):
+        return table
+    return table.reshape(down, rows // down, across, columns // across, -1).swapaxes(1, 2)
+
+
 def _about_positions(
     path: str, param: Param, before: PositionTable, after: PositionTable, method: str
 ) -> str:
     if method == RECOMPUTE and param.trainable:
         raise InputError("resize=recompute is for fixed positions; these are learned")
+    if method == FIRST and math.prod(after.grid) > math.prod(before.grid):
+        raise InputError("resize=first is for smaller images: there are too few positions")
+    if method == FIRST and (before.windows, after.windows) != ((1, 1), (1, 1)):
+        raise InputError("resize=first is for positions row by row; these go window by window")
     grids = [f"{rows}x{columns}" for rows, columns in (before.grid, after.grid)]
     name = "positions" if path == "pos_embed" else path
     return f"{name} are resized from {grids[0]} to {grids[1]} patches by {method}"

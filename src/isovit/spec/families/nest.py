@@ -15,6 +15,7 @@ models is left out.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from isovit.spec.config import (
     Epsilon,
     NonNegative,
     Pair,
+    PositionTable,
     Positive,
     Rate,
     require,
@@ -206,6 +208,16 @@ class NesTConfig(Config, frozen=True, kw_only=True, tag="nest"):
                 )
             )
         return tuple(levels)
+
+    @property
+    def position_tables(self) -> Mapping[str, PositionTable]:
+        """See ``Config.position_tables``."""
+        return {
+            f"levels.{i}.pos_embed": PositionTable(level.grid, windows=level.block_grid)
+            if level.per_channel
+            else PositionTable(level.block_size)
+            for i, level in enumerate(self.levels)
+        }
 
     def _layer(self, dim: int, num_heads: int) -> BlockConfig:
         head_dim = self.head_dim or dim // num_heads
