@@ -217,12 +217,22 @@ def layer_scale(name: str, tokens: int, dim: int, value: float) -> ParamTree:
     return ParamTree(name, (gamma,), output=(tokens, dim))
 
 
+def block_mlp(config: BlockConfig, tokens: int, scheme: Scheme) -> ParamTree:
+    """The MLP of a block."""
+    return mlp("mlp", tokens, config.dim, config.mlp_dim, scheme)
+
+
 def block(
-    config: BlockConfig, tokens: int, scheme: Scheme, attn: ParamTree | None = None
+    config: BlockConfig,
+    tokens: int,
+    scheme: Scheme,
+    attn: ParamTree | None = None,
+    mlp: ParamTree | None = None,
 ) -> ParamTree:
     """Pre-norm block: x + attn(norm1(x)), then x + mlp(norm2(x)).
 
-    ``attn`` is named so; None for attention over all tokens.
+    ``attn`` is named so; None for attention over all tokens. So is ``mlp``; None for one product,
+    the activation, another product.
     """
     dim = config.dim
     scale = [] if config.layer_scale_init is None else [config.layer_scale_init]
@@ -231,7 +241,7 @@ def block(
         attention("attn", config, tokens, scheme) if attn is None else attn,
         *(layer_scale("layer_scale1", tokens, dim, value) for value in scale),
         layer_norm("norm2", (tokens,), dim),
-        mlp("mlp", tokens, dim, config.mlp_dim, scheme),
+        block_mlp(config, tokens, scheme) if mlp is None else mlp,
         *(layer_scale("layer_scale2", tokens, dim, value) for value in scale),
     ]
     return ParamTree("block", children=tuple(children), output=(tokens, dim))

@@ -9,7 +9,13 @@ from isovit.look.families import vit
 
 
 def attentions(run: Run) -> Iterator[Attention]:
-    """Mixers, then blocks. A performer never has weights of single tokens: it shows none."""
+    """Mixers, then blocks."""
+    yield from mixers(run)
+    yield from vit.attentions(run)
+
+
+def mixers(run: Run) -> Iterator[Attention]:
+    """Those of the stem. A performer never has weights of single tokens: it shows none."""
     config = run.config
     for i, stage in enumerate(config.stages[:-1]):
         if config.token_mixer == "transformer":
@@ -22,4 +28,3 @@ def attentions(run: Run) -> Iterator[Attention]:
         else:
             continue
         yield run.self_attention(path, heads, scale, prefix=0, grid=stage.grid, cls=False)
-    yield from vit.attentions(run)

@@ -27,6 +27,7 @@ FAMILIES = {
     "cvt": "CvT",
     "regionvit": "RegionViT",
     "token_learner": "TokenLearner",
+    "t2t_vit_designs": "T2TViTDesigns",
 }
 """Family name to the class name that its spec, models and tables share."""
 

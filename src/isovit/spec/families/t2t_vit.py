@@ -156,17 +156,12 @@ class T2TViTConfig(TransformerConfig, frozen=True, kw_only=True, tag="t2t_vit"):
 
 def param_tree(config: T2TViTConfig) -> ParamTree:
     """The modules of a T2T-ViT with their parameters, output shapes and multiply-adds."""
-    scheme, dim, tokens = Scheme(config.init_scheme), config.embed_dim, config.tokens
-    sinusoidal = config.pos_embed == "sinusoidal"
-    positions = Init("sinusoid", 10000.0) if sinusoidal else scheme.positions()
-    params = [Param("pos_embed", (1, tokens, dim), Role.OWN, positions, trainable=not sinusoidal)]
-    if config.class_token:
-        params.insert(0, Param("cls_token", (1, 1, dim), Role.OWN, scheme.class_token()))
+    scheme, tokens = Scheme(config.init_scheme), config.tokens
     return ParamTree(
         name="",
-        params=tuple(params),
+        params=tokens_and_positions(config, scheme),
         children=(
-            _tokens_to_token(config, scheme),
+            tokens_to_token(config, scheme),
             *backbone(config, tokens, scheme),
             *head("head", config, scheme),
         ),
@@ -174,7 +169,18 @@ def param_tree(config: T2TViTConfig) -> ParamTree:
     )
 
 
-def _tokens_to_token(config: T2TViTConfig, scheme: Scheme) -> ParamTree:
+def tokens_and_positions(config: T2TViTConfig, scheme: Scheme) -> tuple[Param, ...]:
+    """The model's own parameters: the class token, where there is one, and the positions."""
+    dim, tokens, sinusoidal = config.embed_dim, config.tokens, config.pos_embed == "sinusoidal"
+    init = Init("sinusoid", 10000.0) if sinusoidal else scheme.positions()
+    positions = Param("pos_embed", (1, tokens, dim), Role.OWN, init, trainable=not sinusoidal)
+    if not config.class_token:
+        return (positions,)
+    return Param("cls_token", (1, 1, dim), Role.OWN, scheme.class_token()), positions
+
+
+def tokens_to_token(config: T2TViTConfig, scheme: Scheme) -> ParamTree:
+    """The stem: a token mixer between each soft split and the next, then a product."""
     make = {
         "performer": _token_performer,
         "transformer": _token_transformer,

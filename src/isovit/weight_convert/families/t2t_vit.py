@@ -29,15 +29,22 @@ from isovit.weight_convert.families.vit import (
     transformer_rows,
     vit_pytorch_heads,
 )
-from isovit.weight_convert.rename import RenameTable, rename
+from isovit.weight_convert.rename import RenameTable, Row, rename
 
 
 def yitu(config: T2TViTConfig) -> RenameTable:
-    """The official code: performers number the layers of their MLP, transformers name them."""
+    """The official code."""
+    return RenameTable(
+        *yitu_stem_rows(config), *block_rows(), rename("norm", "norm"), rename("head", "head")
+    )
+
+
+def yitu_stem_rows(config: T2TViTConfig) -> list[Row]:
+    """All before the blocks: performers number the layers of their MLP, transformers name them."""
     performer = config.token_mixer == "performer"
     fc1, fc2 = ("0", "2") if performer else ("fc1", "fc2")
     foreign, mixer = "tokens_to_token.attention{j+1}", "tokens_to_token.mixers.{j}"
-    return RenameTable(
+    return [
         rename("cls_token", "cls_token"),
         rename("pos_embed", "pos_embed"),
         rename(f"{foreign}.norm1", f"{mixer}.norm1"),
@@ -50,10 +57,7 @@ def yitu(config: T2TViTConfig) -> RenameTable:
         rename(f"{foreign}.mlp.{fc1}", f"{mixer}.mlp.fc1"),
         rename(f"{foreign}.mlp.{fc2}", f"{mixer}.mlp.fc2"),
         rename("tokens_to_token.project", "tokens_to_token.project"),
-        *block_rows(),
-        rename("norm", "norm"),
-        rename("head", "head"),
-    )
+    ]
 
 
 def vit_pytorch(config: T2TViTConfig) -> RenameTable:
@@ -132,12 +136,23 @@ PERFORMER_EPS = 1e-8
 
 def infer_yitu(clues: Clues) -> Fields | None:
     """The official code: its tokens_to_token has attentions counted from 1."""
-    shapes, given = clues.shapes, clues.given
+    shapes = clues.shapes
     if "tokens_to_token.project.weight" not in shapes or "pos_embed" not in shapes:
         return None
-    dim = shapes["tokens_to_token.project.weight"][0]
-    depth = count(shapes, "blocks.{}.norm1.weight")
-    first = "tokens_to_token.attention1"
+    stem = infer_yitu_stem(clues)
+    dim, depth = stem["embed_dim"], count(shapes, "blocks.{}.norm1.weight")
+    return {
+        **stem,
+        "depth": depth,
+        "num_heads": heads(clues, dim, depth),
+        "mlp_dim": shapes.get("blocks.0.mlp.fc1.weight", (4 * dim,))[0],
+        "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
+    }
+
+
+def infer_yitu_stem(clues: Clues) -> Fields:
+    """All but the blocks of a file that has the official stem."""
+    shapes, given, first = clues.shapes, clues.given, "tokens_to_token.attention1"
     performer = f"{first}.w" in shapes
     in_channels = shapes[f"{first}.norm1.weight"][0] // 49
     fields: Fields = {
@@ -147,11 +162,7 @@ def infer_yitu(clues: Clues) -> Fields | None:
         "token_mlp_dim": shapes[f"{first}.mlp.{'0' if performer else 'fc1'}.weight"][0],
         "token_dropout_rate": 0.1 if performer else 0.0,
         "in_channels": in_channels,
-        "embed_dim": dim,
-        "depth": depth,
-        "num_heads": heads(clues, dim, depth),
-        "mlp_dim": shapes.get("blocks.0.mlp.fc1.weight", (4 * dim,))[0],
-        "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
+        "embed_dim": shapes["tokens_to_token.project.weight"][0],
         "num_classes": shapes.get("head.weight", (0,))[0],
         **statistics(in_channels, YITU["preprocess"]),
     }

@@ -1,0 +1,4 @@
+CASES = {}
+FAULTS = ()
+HARMLESS = ()
+GRADIENT_FAULTS = ()
