@@ -195,7 +195,11 @@ def copies_first(model: Model, _: Patch) -> None:
 
 
 def factors_of_k_and_v_swapped(model: Model, _: Patch) -> None:
-    """The kernels of the cheap operations fused in the order q, v, k."""
+    """The kernels of the cheap operations fused in the order q, v, k.
+
+    The order k, q, v would be no fault: copies of q meet copies of k alone, channel by channel, so
+    that only the product of their factors counts.
+    """
     for attn in modules(model, t2t_vit_designs.GhostAttention):
         q, k, v = attn.cheap.factor.data.chunk(3)
         attn.cheap.factor.data = torch.cat([q, v, k])
@@ -306,13 +310,6 @@ def cheap_operations_by_convolution(model: Model, _: Patch) -> None:
     rewrite(modules(model, t2t_vit_designs.CheapOperation), forward)
 
 
-def factors_of_q_and_k_swapped(model: Model, _: Patch) -> None:
-    """Copies of q meet copies of k alone, channel by channel: there is only a product of factors."""
-    for attn in modules(model, t2t_vit_designs.GhostAttention):
-        q, k, v = attn.cheap.factor.data.chunk(3)
-        attn.cheap.factor.data = torch.cat([k, q, v])
-
-
 # --- faults that only a gradient shows ------------------------------------------------------------
 
 
@@ -373,7 +370,6 @@ HARMLESS = (
     Fault(parts_written_out, "t2t_dense"),
     Fault(sigmoid_by_tanh, "t2t_se"),
     Fault(cheap_operations_by_convolution, "t2t_ghost"),
-    Fault(factors_of_q_and_k_swapped, "t2t_ghost"),
     Fault(attention_written_out, "t2t_dense"),
     Fault(gelu_by_erf, "t2t_dense"),
     Fault(two_pass_variance, "t2t_dense"),
