@@ -211,6 +211,18 @@ FILES: dict[str, File] = {
         pth(lambda a: {"net": tensors(a, "module."), "acc": 98.3, "epoch": 59}),
         HEADS,
     ),
+    "yitu of SE": File("yitu", isovit.config("t2t_vit_14_se", **SMALL, se_dim=1), told=HEADS),
+    "yitu of ghosts": File(
+        "yitu", isovit.config("t2t_vit_16_ghost", **{**SMALL, "mlp_dim": 72}), told=HEADS
+    ),
+    "yitu of dense blocks": File(
+        "yitu",
+        isovit.config(
+            "t2t_vit_dense", **{**SMALL, "depth": 3}, dense_depths=(2, 1), dense_growth=12
+        ),
+        pth(lambda a: {"state_dict_ema": tensors(a), "epoch": 309}),
+        HEADS,
+    ),
     "vit_pytorch of T2T-ViT": File(
         "vit_pytorch", isovit.config("t2t_vit_pytorch", **{**SMALL, **FREE}), told=HEADS
     ),
@@ -374,6 +386,9 @@ PUBLISHED: dict[str, Published] = {
         pth(lambda a: {"net": tensors(a, "module."), "acc": 97.1, "epoch": 59}),
         {"num_classes": 10},
     ),
+    "yitu of SE": Published("yitu", "t2t_vit_14_se", pth()),
+    "yitu of ghosts": Published("yitu", "t2t_vit_16_ghost", pth()),
+    "yitu of dense blocks": Published("yitu", "t2t_vit_dense", pth()),
     "vit_pytorch of T2T-ViT": Published("vit_pytorch", "t2t_vit_pytorch", safetensors),
     "timm of CaiT": Published("timm", "cait_xxs36", safetensors),
     "deit of CaiT": Published(

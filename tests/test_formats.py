@@ -28,6 +28,7 @@ from isovit.spec.initialize import probe
 from isovit.weight_convert.checkpoint import Checkpoint
 from isovit.weight_convert.formats import FORMATS, rename_table
 from isovit.weight_convert.store import inspect, load, save
+from parity_tests.families.t2t_vit_designs import EXAMPLES as DESIGNS
 from parity_tests.oracles.fitting import FOREIGN, drawn, fitting
 from tests.small import CONFIGS, T2T, VIT
 
@@ -115,6 +116,7 @@ FULL: dict[str, Any] = dict(
 OFFICIAL: dict[str, Any] = dict(
     image_size=32, t2t_layers=((7, 4, 2), (3, 2, 1), (3, 2, 1)), token_mlp_dim=6
 )
+OFFICIAL_DESIGNS = OFFICIAL | dict(token_dim=64, token_mlp_dim=64, performer_features=32)
 DISTILLED = dict(dist_token=True, dist_head=True)
 TWINS = CONFIGS["twins_svt"]
 TWINS_PYTORCH: dict[str, Any] = dict(
@@ -353,6 +355,27 @@ REFUSED: dict[str, tuple[Config, list[tuple[dict[str, Any], str]]]] = {
             (dict(head_dim=5), "fill embed_dim"),
             (dict(layer_scale_init=0.1), "layer_scale"),
             (dict(pool="mean"), "pool"),
+        ],
+    ),
+    "yitu of SE": (
+        DESIGNS["t2t_se"].replace(**OFFICIAL_DESIGNS, embed_dim=18, se_dim=1),
+        [
+            (dict(se_dim=2), "se_dim other than 1/16"),
+            (dict(token_dim=10, token_mlp_dim=10, performer_features=5), "token_dim other than"),
+            (dict(depth=0), "depth=0"),
+            (dict(image_size=40), "multiple of 16"),
+        ],
+    ),
+    "yitu of ghosts": (
+        DESIGNS["t2t_ghost"].replace(**OFFICIAL_DESIGNS),
+        [(dict(mlp_dim=36), "mlp_dim other than 3"), (dict(layer_scale_init=0.1), "layer_scale")],
+    ),
+    "yitu of dense blocks": (
+        DESIGNS["t2t_dense"].replace(**OFFICIAL_DESIGNS, final_norm="tokens"),
+        [
+            (dict(head_dim=4), "head_dim"),
+            (dict(dense_depths=[], depth=0), "depth=0"),
+            (dict(final_norm="pooled"), "final_norm"),
         ],
     ),
     "timm of CrossViT": (

@@ -116,6 +116,11 @@ def _next_token(run: Run, path: str) -> Array:
     return np.roll(MAPS(run, path), 1, axis=1)
 
 
+def _copies_behind_all(run: Run, path: str) -> Array:
+    """q, k and v that are made, then the copies of all three."""
+    return np.concatenate([run.output(f"{path}.qkv"), run.output(f"{path}.cheap")], axis=-1)
+
+
 SOFTMAX, WINDOWS, MAPS = attention.softmax, attention.windows, token_learner._maps
 FAULTS: list[tuple[str, Callable[..., Any], str, str]] = [
     ("softmax", _unscaled, "vit", "vit_timm"),
@@ -126,6 +131,7 @@ FAULTS: list[tuple[str, Callable[..., Any], str, str]] = [
     ("windows", _moved_on, "twins_svt", "twins_svt_timm"),
     ("_maps", _next_token, "token_learner", "token_learner_v11"),
     ("_maps", _next_token, "token_learner", "token_learner_fuser_v1"),
+    ("_qkv", _copies_behind_all, "t2t_vit_designs", "t2t_ghost"),
 ]
 
 

@@ -23,6 +23,7 @@ from isovit.spec.config import (
 )
 from isovit.spec.families import FAMILIES, config, config_class, variant_name, variants
 from isovit.spec.families.t2t_vit import SoftSplit, T2TViTConfig
+from isovit.spec.families.t2t_vit_designs import T2TViTDesignsConfig
 from isovit.spec.families.vit import ViTConfig
 from tests.small import CONFIGS
 
@@ -447,6 +448,48 @@ REGIONVIT_REFUSALS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+SE_REFUSALS: list[tuple[dict[str, Any], str]] = [
+    ({"design": "resnext"}, "design='resnext': wanted one of se, ghost, dense"),
+    ({"se_dim": 0}, "se_dim=0: wanted int >= 1"),
+    ({"dense_depths": [14]}, "dense_depths=(14,): needs design=dense"),
+    ({"num_heads": 5}, "embed_dim=384: must be divisible by num_heads=5"),
+]
+
+
+GHOST_REFUSALS: list[tuple[dict[str, Any], str]] = [
+    (
+        {"num_heads": 5, "head_dim": 7},
+        "num_heads=5: half of q is a copy: needs an even number of channels in all heads, not 35",
+    ),
+    (
+        {"mlp_dim": 1000},
+        "mlp_dim=1000: must be a multiple of embed_dim=384: a part and its copies",
+    ),
+]
+
+
+DENSE_REFUSALS: list[tuple[dict[str, Any], str]] = [
+    ({"depth": 18}, "dense_depths=(3, 6, 6, 4): must sum to depth=18"),
+    ({"dense_depths": [3, 0, 16]}, "dense_depths[1]=0: wanted int >= 1"),
+    (
+        {"dense_drop_path_steps": 2},
+        "dense_drop_path_steps=2: must be a step for each of the 4 stages but the first",
+    ),
+    (
+        {"dense_growth": 60},
+        "num_heads=8: must divide the width of every block, of which one is 188, unless head_dim",
+    ),
+    (
+        {"head_dim": 16, "attn_proj": False},
+        "attn_proj=False: heads of head_dim=16 fill no other width than that of one block",
+    ),
+    (
+        {"dense_growth": 1, "mlp_dim": 1, "head_dim": 4},
+        "mlp_dim=1: leaves no hidden layer in a block of width 65",
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("model", "changes", "message"),
     [
@@ -460,6 +503,9 @@ REGIONVIT_REFUSALS: list[tuple[dict[str, Any], str]] = [
         *(("levit_128s", *row) for row in LEVIT_REFUSALS),
         *(("cvt_13", *row) for row in CVT_REFUSALS),
         *(("regionvit_ti", *row) for row in REGIONVIT_REFUSALS),
+        *(("t2t_vit_14_se", *row) for row in SE_REFUSALS),
+        *(("t2t_vit_16_ghost", *row) for row in GHOST_REFUSALS),
+        *(("t2t_vit_dense", *row) for row in DENSE_REFUSALS),
     ],
 )
 def test_a_refusal_names_the_field_the_value_and_the_rule(
@@ -469,6 +515,24 @@ def test_a_refusal_names_the_field_the_value_and_the_rule(
         config(model, **changes)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_blocks_of_the_dense_t2t_vit_are_those_of_the_official_code() -> None:
+    """Stochastic depth is the i-th of twelve rates in all blocks of stage i, there as here."""
+    dense = config("t2t_vit_dense", drop_path_rate=0.11)
+    assert isinstance(dense, T2TViTDesignsConfig)
+    widths = [128 + 64 * i for i in range(3)]
+    widths += [160 + 64 * i for i in range(6)]
+    widths += [272 + 64 * i for i in range(6)]
+    widths += [328 + 64 * i for i in range(4)]
+    assert [block.dim for block in dense.blocks] == widths
+    assert [block.head_dim for block in dense.blocks] == [width // 8 for width in widths]
+    assert [block.mlp_dim for block in dense.blocks] == [2 * width for width in widths]
+    assert all(block.attn_scale == block.head_dim**-0.5 for block in dense.blocks)
+    rates = [0.0] * 3 + [0.01] * 6 + [0.02] * 6 + [0.03] * 4
+    assert [block.drop_path_rate for block in dense.blocks] == pytest.approx(rates)
+    assert [i for i, layer in enumerate(dense.layers) if layer not in dense.blocks] == [3, 10, 17]
+    assert dense.feature_dim == 584
 
 
 @pytest.mark.parametrize(

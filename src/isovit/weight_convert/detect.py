@@ -108,8 +108,10 @@ def square_side(patches: int, given: Mapping[str, Any], unit: int) -> int | None
     return side
 
 
-def heads(clues: Clues, dim: int, depth: int) -> int:
+def heads(clues: Clues, dim: int, depth: int, family: str = "") -> int:
     """Number of heads, which no shape tells, of the published model of this width and depth.
+
+    Where several have them, the models of ``family`` go before others.
 
     Raises:
         Ask: if no published model has this width and depth.
@@ -125,7 +127,8 @@ def heads(clues: Clues, dim: int, depth: int) -> int:
         if (noted := variant_name(variant_config(clues.arch))) in published:
             return published[noted]
     if published:
-        return statistics.mode(published.values())
+        own = [n for name, n in published.items() if variants()[name].family == family]
+        return statistics.mode(own or published.values())
     candidates = [n for n in range(1, min(dim, 64) + 1) if dim % n == 0]
     why = f"no published model has embed_dim={dim} and depth={depth}"
     raise Ask("num_heads", why, "|".join(map(str, candidates)))

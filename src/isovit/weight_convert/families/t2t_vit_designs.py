@@ -83,7 +83,7 @@ def infer_yitu(clues: Clues) -> Fields | None:
         found = infer(shapes)
         if found is not None:
             stem = t2t_vit.infer_yitu_stem(clues)
-            num_heads = heads(clues, stem["embed_dim"], found["depth"])
+            num_heads = heads(clues, stem["embed_dim"], found["depth"], "t2t_vit_designs")
             return {**stem, **found, "num_heads": num_heads}
     return None
 
