@@ -148,8 +148,9 @@ class T2TViTDesignsConfig(T2TViTConfig, frozen=True, kw_only=True, tag="t2t_vit_
         dim = self.embed_dim
         for stage, depth in enumerate(self.dense_depths):
             if stage:
-                layers.append(Halving(dim))
-                dim = layers[-1].out_dim
+                halving = Halving(dim)
+                layers.append(halving)
+                dim = halving.out_dim
             for _ in range(depth):
                 layers.append(self._dense_block(dim, stage))
                 dim += self.dense_growth
