@@ -83,7 +83,7 @@ FORMATS: dict[str, Format] = {
         _theirs("mae", "MAE's encoder", wrapper="model", fixed=(EXACT, EPS_6)),
         _theirs("deit", "DeiT, distilled or not", wrapper="model", fixed=(EXACT, EPS_6)),
         _theirs("timm", "timm", resize="torch_bicubic_antialias", fixed=(EXACT, EPS_6)),
-        _theirs("yitu", "official T2T-ViT and its designs", suffixes=(".pth", ".pth.tar", ".safetensors"),
+        _theirs("yitu", "official T2T-ViT", suffixes=(".pth", ".pth.tar", ".safetensors"),
                 fixed=(EXACT, EPS_5)),
         _theirs("ibm", "official CrossViT, RegionViT", wrapper="model", fixed=(EXACT, EPS_6)),
         _theirs("dvit", "official DeepViT", fixed=(EXACT, EPS_6, BATCH_NORM_EPS)),
