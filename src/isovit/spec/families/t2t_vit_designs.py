@@ -54,10 +54,10 @@ class Halving(NamedTuple):
 class T2TViTDesignsConfig(T2TViTConfig, frozen=True, kw_only=True, tag="t2t_vit_designs"):
     """Config of a T2T-ViT with a design of convolutional networks; other fields as in T2T-ViT.
 
-    In the dense design ``embed_dim`` and ``mlp_dim`` are those of the first block: ``mlp_dim`` is
-    to the width in every block what it is there, and ``head_dim=None`` stands for the width of each
-    over ``num_heads``. In the ghost design ``mlp_dim`` is a multiple of ``embed_dim``, and all of
-    it but the first ``embed_dim`` are copies.
+    In the dense design ``embed_dim`` and ``mlp_dim`` are those of the first block: the hidden
+    layers of the others are wider in proportion, and so are their heads, unless ``head_dim`` is
+    given. In the ghost design ``mlp_dim`` is a multiple of ``embed_dim``; the first ``embed_dim``
+    channels of the hidden layer are made, the others are copies of them.
 
     Attributes:
         design: ``se``, ``ghost`` or ``dense``; see above.
@@ -65,9 +65,9 @@ class T2TViTDesignsConfig(T2TViTConfig, frozen=True, kw_only=True, tag="t2t_vit_
         dense_depths: number of blocks of each stage of the design ``dense``; their sum is
             ``depth``.
         dense_growth: how many channels each of its blocks adds.
-        dense_drop_path_steps: of how many equal steps up to ``drop_path_rate`` each of its stages
-            takes one, the first none. The official code has 11, which would be the steps of its
-            default of twelve blocks, whatever the number of blocks or stages.
+        dense_drop_path_steps: stochastic depth of all blocks of stage i, from 0, is i of so many
+            equal steps up to ``drop_path_rate``. The official code has 11, whatever its number of
+            blocks: those between the twelve of a default that it makes no other use of.
     """
 
     design: Literal["se", "ghost", "dense"] = "se"
