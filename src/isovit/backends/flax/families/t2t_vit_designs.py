@@ -30,7 +30,7 @@ from isovit.backends.flax.layers import (
 )
 from isovit.spec.blocks import BlockConfig
 from isovit.spec.families.t2t_vit_designs import Halving, T2TViTDesignsConfig
-from isovit.spec.initialize import sinusoidal_positions
+from isovit.spec.positions import sinusoidal_positions
 
 
 class SqueezeExcite(nnx.Module):

@@ -26,7 +26,7 @@ from isovit.backends.keras.layers import (
 )
 from isovit.spec.blocks import BlockConfig
 from isovit.spec.families.t2t_vit_designs import Halving, T2TViTDesignsConfig
-from isovit.spec.initialize import sinusoidal_positions
+from isovit.spec.positions import sinusoidal_positions
 
 
 class SqueezeExcite(keras.layers.Layer):
