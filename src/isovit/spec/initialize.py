@@ -118,11 +118,15 @@ def _cut_normal(rng: np.random.Generator, shape: tuple[int, ...], cut: float, st
 
 
 def _orthogonal_rows(rng: np.random.Generator, shape: tuple[int, ...], norm: float) -> Array:
-    """Orthogonal rows of one norm, by Gram-Schmidt with exact sums: LAPACK differs by machine."""
+    """Orthogonal rows of one norm, by Gram-Schmidt with exact sums: LAPACK differs by machine.
+
+    More rows than columns are so many by so many.
+    """
     rows: list[Array] = []
-    for row in rng.standard_normal(shape):
+    for i, row in enumerate(rng.standard_normal(shape)):
+        block = rows[i - i % shape[1] :]
         for _ in range(2):  # the second pass removes what rounding left
-            for other in rows:
+            for other in block:
                 row = row - math.fsum((row * other).tolist()) * other
         rows.append(row / math.sqrt(math.fsum((row * row).tolist())))
     return (norm * np.array(rows)).astype(np.float32)
@@ -132,18 +136,29 @@ def _sinusoid(_: np.random.Generator, shape: tuple[int, ...], base: float) -> Ar
     return sinusoidal_positions(shape[1], shape[2], base)[None]
 
 
-def orthogonal_features(features: int, dim: int, seed: int = 0) -> Array:
-    """Random features of a performer that is not given any: orthogonal rows of norm √features.
+def orthogonal_features(
+    features: int, dim: int, norm: float | None = None, seed: int = 0
+) -> Array:
+    """Random features of a performer that is not given any: orthogonal rows, ``dim`` at a time.
 
     Unlike those of ``init`` their last bits depend on the machine: LAPACK makes them.
+
+    Args:
+        features: number of rows.
+        dim: width of a row.
+        norm: of a row; None for √features, of the official T2T-ViT.
+        seed: any non-negative integer.
 
     Returns:
         (features, dim) float32.
 
     Source: Choromanski et al. 2021, arXiv:2009.14794, section 2.4, as in the official T2T-ViT code.
     """
-    columns, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((dim, features)))
-    return (math.sqrt(features) * columns.T).astype(np.float32)
+    rng = np.random.default_rng(seed)
+    blocks = [min(dim, features - first) for first in range(0, features, dim)]
+    rows = [np.linalg.qr(rng.standard_normal((dim, rows)))[0].T for rows in blocks]
+    norm = math.sqrt(features) if norm is None else norm
+    return (norm * np.concatenate(rows)).astype(np.float32)
 
 
 INITIALIZERS: dict[str, Draw] = {

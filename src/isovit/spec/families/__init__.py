@@ -28,6 +28,7 @@ FAMILIES = {
     "regionvit": "RegionViT",
     "token_learner": "TokenLearner",
     "t2t_vit_designs": "T2TViTDesigns",
+    "efficient_vit": "EfficientViT",
 }
 """Family name to the class name that its spec, models and tables share."""
 

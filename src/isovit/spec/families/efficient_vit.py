@@ -1,0 +1,249 @@
+"""Efficient ViT: a ViT in which another transformer can stand.
+
+Source: vit-pytorch's ``efficient.py`` (MIT): vit-pytorch's stem, a transformer that is handed in,
+and a head behind a LayerNorm. Four ways for its tokens to mix are built in, so that they can be
+measured against each other; all but the first take time linear in the number of tokens:
+
+* ``full``: the softmax over all tokens, of a ViT;
+* ``nystrom``: softmax over a few landmarks, the means of neighbouring tokens, and the
+  pseudo-inverse of their own (Xiong et al. 2021, "Nyströmformer: A Nyström-Based Algorithm for
+  Approximating Self-Attention", arXiv:2102.03902, section 3.2; the package nystrom-attention 0.0.14,
+  MIT, which vit-pytorch's README plugs in);
+* ``performer``: positive random features whose products are, in expectation, those of the softmax
+  (Choromanski et al. 2021, "Rethinking Attention with Performers", arXiv:2009.14794, eq. 4, 5, 7);
+* ``linear``: softmax of q over the width of a head, of k over the tokens (Shen et al. 2021,
+  "Efficient Attention: Attention with Linear Complexities", arXiv:1812.01243, section 3.2). Of the
+  linear attentions it is the one whose weights sum to 1 by construction, without a denominator that
+  can vanish, and it was made for images.
+
+A transformer of one's own takes their place. It maps (batch, tokens, embed_dim) to the same, and
+everything about blocks in the config is then its own affair:
+
+    from isovit.backends.torch.families.efficient_vit import EfficientViT
+    model = EfficientViT(config, transformer=torch.nn.Linear(384, 384))
+
+    from isovit.backends.flax.families.efficient_vit import EfficientViT
+    model = EfficientViT(config, transformer=nnx.Linear(384, 384, rngs=rngs), rngs=rngs)
+
+    from isovit.backends.keras.families.efficient_vit import EfficientViT
+    model = EfficientViT(config, transformer=keras.layers.Dense(384))
+
+Such a model trains, and its framework saves it; ``isovit.save`` and ``isovit parity`` know the four.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, Literal
+
+from isovit.spec.blocks import TransformerConfig, attention, block, head, output_shape
+from isovit.spec.config import Epsilon, Pair, Positive, require
+from isovit.spec.families.vit import ViTConfig, patch_embed
+from isovit.spec.param import (
+    Init,
+    Param,
+    ParamTree,
+    Role,
+    depthwise_conv,
+    layer_norm,
+    repeat,
+)
+from isovit.spec.published import Published
+from isovit.spec.scheme import Scheme
+
+
+class EfficientViTConfig(TransformerConfig, frozen=True, kw_only=True, tag="efficient_vit"):
+    """Config of an efficient ViT; fields of the transformer as in ``TransformerConfig``.
+
+    Attributes:
+        patch_size: height and width of a patch, in pixels.
+        mixer: how tokens mix in a block: ``full``, ``nystrom``, ``performer`` or ``linear``.
+        transformer_norm: whether the transformer ends with a LayerNorm of its own over the tokens,
+            as vit-pytorch's does, whatever ``final_norm`` puts behind it.
+        num_landmarks: of ``nystrom``; each is the mean of equally many tokens. Where they do not
+            divide the tokens, zeros for q, k and v are put first, and count.
+        pinv_iterations: of ``nystrom``; steps towards the pseudo-inverse.
+        pinv_norm: of ``nystrom``; what the start of these steps is divided by: of each ``matrix``
+            its own norm, or the largest of all heads and all images of a ``batch``
+            (nystrom-attention): what comes of an image then depends on the others beside it.
+        residual_kernel: of ``nystrom``; how many tokens the convolution spans that adds v of the
+            neighbours, one kernel for each head; odd; None for no such.
+        performer_features: of ``performer``; number of random features, which the heads of a block
+            share. They come in blocks of ``head_dim``, the features within a block orthogonal.
+        performer_stabilized: of ``performer``; whether the largest exponent, of a query over its
+            features and of the keys of a head over theirs, is subtracted from the others.
+        performer_eps: of ``performer``; added to the denominator.
+    """
+
+    patch_size: Pair = (16, 16)
+    mixer: Literal["full", "nystrom", "performer", "linear"] = "full"
+    transformer_norm: bool = False
+    num_landmarks: Positive = 64
+    pinv_iterations: Positive = 6
+    pinv_norm: Literal["matrix", "batch"] = "matrix"
+    residual_kernel: Positive | None = 33
+    performer_features: Positive = 64
+    performer_stabilized: bool = True
+    performer_eps: Epsilon = 1e-8
+
+    def check(self) -> None:
+        """Check that patches tile the image, the rules of the backbone, and those of the mixer."""
+        super().check()
+        self.stem.check()
+        require(
+            self.residual_kernel is None or self.residual_kernel % 2 == 1,
+            "residual_kernel",
+            self.residual_kernel,
+            "must be odd, to have as many tokens before as behind",
+        )
+        require(
+            self.attn_dropout_rate == 0.0 or self.mixer == "full",
+            "attn_dropout_rate",
+            self.attn_dropout_rate,
+            f"mixer={self.mixer} has no attention weights to drop",
+        )
+        require(
+            self.attn_scale is None or self.mixer != "linear",
+            "attn_scale",
+            self.attn_scale,
+            "mixer=linear has no product q·k to scale",
+        )
+
+    @property
+    def stem(self) -> ViTConfig:
+        """The ViT whose patch embedding this is."""
+        return ViTConfig(
+            image_size=self.image_size,
+            in_channels=self.in_channels,
+            preprocess=self.preprocess,
+            patch_size=self.patch_size,
+            patch_embed="norm_linear_norm",
+            embed_dim=self.embed_dim,
+            norm_eps=self.norm_eps,
+            num_heads=1,  # it has no blocks
+        )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.stem.grid
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens in the blocks, the class token included."""
+        return self.prefix_tokens + math.prod(self.grid)
+
+    @property
+    def padding(self) -> int:
+        """How many zeros the landmarks want before the tokens."""
+        return -self.tokens % self.num_landmarks
+
+
+def param_tree(config: EfficientViTConfig) -> ParamTree:
+    """The modules of an efficient ViT with their parameters, output shapes and multiply-adds."""
+    scheme, dim, tokens = Scheme(config.init_scheme), config.embed_dim, config.tokens
+    params = [Param("pos_embed", (1, tokens, dim), Role.OWN, scheme.positions())]
+    if config.class_token:
+        params.insert(0, Param("cls_token", (1, 1, dim), Role.OWN, scheme.class_token()))
+    lead = () if config.final_norm == "pooled" else (tokens,)
+    norm = () if config.final_norm == "none" else (layer_norm("norm", lead, dim),)
+    return ParamTree(
+        name="",
+        params=tuple(params),
+        children=(
+            patch_embed(config.stem, scheme),
+            _transformer(config, scheme),
+            *norm,
+            *head("head", config, scheme),
+        ),
+        output=output_shape(config, tokens),
+    )
+
+
+def _transformer(config: EfficientViTConfig, scheme: Scheme) -> ParamTree:
+    tokens, numbers = config.tokens, config.blocks
+    attn = MIXERS[config.mixer](config, scheme)
+    children = [repeat("blocks", config.depth, lambda i: block(numbers[i], tokens, scheme, attn))]
+    if config.transformer_norm:
+        children.append(layer_norm("norm", (tokens,), config.embed_dim))
+    return ParamTree("transformer", children=tuple(children), output=(tokens, config.embed_dim))
+
+
+def _full(config: EfficientViTConfig, scheme: Scheme) -> ParamTree:
+    return attention("attn", config.block, config.tokens, scheme)
+
+
+def _nystrom(config: EfficientViTConfig, scheme: Scheme) -> ParamTree:
+    tokens, landmarks, inner = config.tokens, config.num_landmarks, config.block.inner_dim
+    heads, head_dim, padded = config.num_heads, config.block.head_dim, tokens + config.padding
+    qkv, *proj = (full := _full(config, scheme)).children
+    children = [qkv]
+    if config.residual_kernel is not None:
+        size, kernel = (config.residual_kernel, 1), scheme.conv_kernel(config.residual_kernel)
+        grid = (tokens, head_dim)
+        children.append(depthwise_conv("residual_conv", grid, size, heads, kernel, None))
+    # Three products of q and k, three back to v; four for each step of the pseudo-inverse.
+    macs = 2 * (tokens + landmarks + padded) * landmarks * inner
+    macs += 4 * config.pinv_iterations * heads * landmarks**3
+    return replace(full, children=(*children, *proj), own_macs=macs)
+
+
+def _performer(config: EfficientViTConfig, scheme: Scheme) -> ParamTree:
+    tokens, heads, features = config.tokens, config.num_heads, config.performer_features
+    init = Init("orthogonal_rows", math.sqrt(config.block.head_dim))
+    shape = (features, config.block.head_dim)
+    random_features = Param("random_features", shape, Role.OWN, init, trainable=False)
+    # φ(k) and φ(q); Σ φ(k)⊗v and its product with φ(q); the denominator
+    macs = 4 * tokens * features * config.block.inner_dim + tokens * features * heads
+    return replace(_full(config, scheme), params=(random_features,), own_macs=macs)
+
+
+def _linear(config: EfficientViTConfig, scheme: Scheme) -> ParamTree:
+    # Σ k⊗v and its product with q
+    macs = 2 * config.tokens * config.block.head_dim * config.block.inner_dim
+    return replace(_full(config, scheme), own_macs=macs)
+
+
+MIXERS = {"full": _full, "nystrom": _nystrom, "performer": _performer, "linear": _linear}
+
+# The sizes of ViT-S/16. Without a class token the 196 tokens are 49 landmarks of 4, with no zeros.
+SMALL: dict[str, Any] = dict(
+    embed_dim=384,
+    depth=12,
+    num_heads=6,
+    mlp_dim=1536,
+    class_token=False,
+    pool="mean",
+    final_norm="pooled",
+    num_landmarks=49,
+)
+
+VARIANTS: dict[str, EfficientViTConfig] = {
+    **{
+        f"efficient_vit_{mixer}": EfficientViTConfig(mixer=mixer, **SMALL)
+        for mixer in ("full", "nystrom", "performer", "linear")
+    },
+    # The example model of vit-pytorch's README, with the transformer of nystrom-attention.
+    "efficient_vit_nystrom_pytorch": EfficientViTConfig(
+        image_size=(2048, 2048),
+        patch_size=(32, 32),
+        mixer="nystrom",
+        num_landmarks=256,
+        pinv_norm="batch",
+        embed_dim=512,
+        depth=12,
+        num_heads=8,
+        head_dim=64,
+        mlp_dim=2048,
+        qkv_bias=False,
+        norm_eps=1e-5,
+        final_norm="pooled",
+        init_scheme="vit_pytorch",
+    ),
+}
+
+PUBLISHED: dict[str, Published] = {}
+"""Nobody has published weights of these."""
+
+ALIASES: dict[str, str] = {}
