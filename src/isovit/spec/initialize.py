@@ -136,9 +136,7 @@ def _sinusoid(_: np.random.Generator, shape: tuple[int, ...], base: float) -> Ar
     return sinusoidal_positions(shape[1], shape[2], base)[None]
 
 
-def orthogonal_features(
-    features: int, dim: int, norm: float | None = None, seed: int = 0
-) -> Array:
+def orthogonal_features(features: int, dim: int, norm: float | None = None, seed: int = 0) -> Array:
     """Random features of a performer that is not given any: orthogonal rows, ``dim`` at a time.
 
     Unlike those of ``init`` their last bits depend on the machine: LAPACK makes them.
