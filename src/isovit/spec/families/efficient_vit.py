@@ -7,8 +7,8 @@ measured against each other; all but the first take time linear in the number of
 * ``full``: the softmax over all tokens, of a ViT;
 * ``nystrom``: softmax over a few landmarks, the means of neighbouring tokens, and the
   pseudo-inverse of their own (Xiong et al. 2021, "Nyströmformer: A Nyström-Based Algorithm for
-  Approximating Self-Attention", arXiv:2102.03902, section 3.2; the package nystrom-attention 0.0.14,
-  MIT, which vit-pytorch's README plugs in);
+  Approximating Self-Attention", arXiv:2102.03902, section 3.2; nystrom-attention 0.0.14, MIT,
+  which vit-pytorch's README plugs in);
 * ``performer``: positive random features whose products are, in expectation, those of the softmax
   (Choromanski et al. 2021, "Rethinking Attention with Performers", arXiv:2009.14794, eq. 4, 5, 7);
 * ``linear``: softmax of q over the width of a head, of k over the tokens (Shen et al. 2021,
@@ -28,7 +28,7 @@ everything about blocks in the config is then its own affair:
     from isovit.backends.keras.families.efficient_vit import EfficientViT
     model = EfficientViT(config, transformer=keras.layers.Dense(384))
 
-Such a model trains, and its framework saves it; ``isovit.save`` and ``isovit parity`` know the four.
+Such a model trains, and its framework saves it; `isovit.save` and `isovit parity` know the four.
 """
 
 from __future__ import annotations
