@@ -310,11 +310,11 @@ def convolved_over_the_width(model: Model, _: Patch) -> None:
 # --- faults: performer ----------------------------------------------------------------------------
 
 
-def features_of_another_length(model: Model, _: Patch) -> None:
-    """Rows of norm √m, as in T2T-ViT, for √head_dim."""
+def features_of_one_length(model: Model, _: Patch) -> None:
+    """Rows of norm √m, as in T2T-ViT, for the lengths of normal vectors."""
     for attn in modules(model, PerformerAttention):
-        features, head_dim = attn.random_features.shape
-        attn.random_features.data *= math.sqrt(features / head_dim)
+        rows = attn.random_features.data
+        rows *= math.sqrt(len(rows)) / rows.norm(dim=1, keepdim=True)
 
 
 def scale_on_queries_alone(model: Model, _: Patch) -> None:
@@ -461,7 +461,7 @@ FAULTS = (
     Fault(residual_is_v, "nystrom", PROJ),
     Fault(kernel_turned_round, "nystrom", f"{BLOCK}.attn.residual_conv"),
     Fault(convolved_over_the_width, "nystrom", f"{BLOCK}.attn.residual_conv"),
-    Fault(features_of_another_length, "performer_of_heads", PROJ),
+    Fault(features_of_one_length, "performer_of_heads", PROJ),
     Fault(scale_on_queries_alone, "performer_of_heads", PROJ),
     Fault(square_left_out, "performer_of_heads", PROJ),
     Fault(keys_shifted_one_by_one, "performer_of_heads", PROJ),

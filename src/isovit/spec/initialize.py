@@ -118,45 +118,63 @@ def _cut_normal(rng: np.random.Generator, shape: tuple[int, ...], cut: float, st
 
 
 def _orthogonal_rows(rng: np.random.Generator, shape: tuple[int, ...], norm: float) -> Array:
-    """Orthogonal rows of one norm, by Gram-Schmidt with exact sums: LAPACK differs by machine.
+    """Orthogonal rows of one norm."""
+    return (norm * _orthonormal(rng.standard_normal(shape))).astype(np.float32)
 
-    More rows than columns are so many by so many.
-    """
+
+def _orthogonal_normal(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> Array:
+    """Rows each of which is normal, though they are orthogonal, as many at a time as can be."""
+    features, dim = shape
+    normal = rng.standard_normal(shape)
+    blocks = [_orthonormal(normal[first : first + dim]) for first in range(0, features, dim)]
+    lengths = [math.sqrt(math.fsum((row * row).tolist())) for row in rng.standard_normal(shape)]
+    return (std * np.array(lengths)[:, None] * np.concatenate(blocks)).astype(np.float32)
+
+
+def _orthonormal(vectors: Array) -> Array:
+    """Rows made orthonormal, by Gram-Schmidt with exact sums: LAPACK differs by machine."""
     rows: list[Array] = []
-    for i, row in enumerate(rng.standard_normal(shape)):
-        block = rows[i - i % shape[1] :]
+    for row in vectors:
         for _ in range(2):  # the second pass removes what rounding left
-            for other in block:
+            for other in rows:
                 row = row - math.fsum((row * other).tolist()) * other
         rows.append(row / math.sqrt(math.fsum((row * row).tolist())))
-    return (norm * np.array(rows)).astype(np.float32)
+    return np.array(rows)
 
 
 def _sinusoid(_: np.random.Generator, shape: tuple[int, ...], base: float) -> Array:
     return sinusoidal_positions(shape[1], shape[2], base)[None]
 
 
-def orthogonal_features(features: int, dim: int, norm: float | None = None, seed: int = 0) -> Array:
-    """Random features of a performer that is not given any: orthogonal rows, ``dim`` at a time.
+def orthogonal_features(features: int, dim: int, seed: int = 0) -> Array:
+    """Random features of a performer that is not given any: orthogonal rows of norm √features.
 
     Unlike those of ``init`` their last bits depend on the machine: LAPACK makes them.
-
-    Args:
-        features: number of rows.
-        dim: width of a row.
-        norm: of a row; None for √features, of the official T2T-ViT.
-        seed: any non-negative integer.
 
     Returns:
         (features, dim) float32.
 
     Source: Choromanski et al. 2021, arXiv:2009.14794, section 2.4, as in the official T2T-ViT code.
     """
+    columns, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((dim, features)))
+    return (math.sqrt(features) * columns.T).astype(np.float32)
+
+
+def normal_features(features: int, dim: int, seed: int = 0) -> Array:
+    """Random features of a performer over heads that is not given any: see ``orthogonal_normal``.
+
+    Unlike those of ``init`` their last bits depend on the machine: LAPACK makes them.
+
+    Returns:
+        (features, dim) float32.
+
+    Source: Choromanski et al. 2021, arXiv:2009.14794, section 2.4.
+    """
     rng = np.random.default_rng(seed)
-    blocks = [min(dim, features - first) for first in range(0, features, dim)]
-    rows = [np.linalg.qr(rng.standard_normal((dim, rows)))[0].T for rows in blocks]
-    norm = math.sqrt(features) if norm is None else norm
-    return (norm * np.concatenate(rows)).astype(np.float32)
+    counts = [min(dim, features - first) for first in range(0, features, dim)]
+    rows = [np.linalg.qr(rng.standard_normal((dim, count)))[0].T for count in counts]
+    lengths = np.linalg.norm(rng.standard_normal((features, dim)), axis=1, keepdims=True)
+    return (lengths * np.concatenate(rows)).astype(np.float32)
 
 
 INITIALIZERS: dict[str, Draw] = {
@@ -166,5 +184,6 @@ INITIALIZERS: dict[str, Draw] = {
     "lecun_normal": _lecun_normal,
     "uniform": _uniform,
     "orthogonal_rows": _orthogonal_rows,
+    "orthogonal_normal": _orthogonal_normal,
     "sinusoid": _sinusoid,
 }

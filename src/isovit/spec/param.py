@@ -37,6 +37,8 @@ class Init:
     in timm), ``lecun_normal`` (std after the cut at two deviations, as in Flax), ``uniform``
     (bound), ``orthogonal_rows`` (norm of a row), ``sinusoid`` (base of the wavelengths),
     ``sincos_2d`` (the same, over ``grid``).
+    (bound), ``orthogonal_rows`` (norm of a row), ``orthogonal_normal`` (std; as many rows at a time
+    are orthogonal as they are wide), ``sinusoid`` (base of the wavelengths).
     """
 
     kind: str

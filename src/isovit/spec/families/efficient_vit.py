@@ -70,7 +70,7 @@ class EfficientViTConfig(TransformerConfig, frozen=True, kw_only=True, tag="effi
         residual_kernel: of ``nystrom``; how many tokens the convolution spans that adds v of the
             neighbours, one kernel for each head; odd; None for no such.
         performer_features: of ``performer``; number of random features, which the heads of a block
-            share. They come in blocks of ``head_dim``, the features within a block orthogonal.
+            share. Each is normal, and as many at a time as a head is wide are orthogonal.
         performer_stabilized: of ``performer``; whether the largest exponent, of a query over its
             features and of the keys of a head over theirs, is subtracted from the others.
         performer_eps: of ``performer``; added to the denominator.
@@ -191,7 +191,7 @@ def _nystrom(config: EfficientViTConfig, scheme: Scheme) -> ParamTree:
 
 def _performer(config: EfficientViTConfig, scheme: Scheme) -> ParamTree:
     tokens, heads, features = config.tokens, config.num_heads, config.performer_features
-    init = Init("orthogonal_rows", math.sqrt(config.block.head_dim))
+    init = Init("orthogonal_normal", 1.0)
     shape = (features, config.block.head_dim)
     random_features = Param("random_features", shape, Role.OWN, init, trainable=False)
     # φ(k) and φ(q); Σ φ(k)⊗v and its product with φ(q); the denominator

@@ -29,7 +29,7 @@ from isovit.backends.flax.layers import (
     split_heads,
 )
 from isovit.spec.families.efficient_vit import EfficientViTConfig
-from isovit.spec.initialize import orthogonal_features
+from isovit.spec.initialize import normal_features
 
 
 def pseudo_inverse(
@@ -100,9 +100,8 @@ class NystromAttention(Mixer):
         super().__init__(config, **kinds)
         self.num_landmarks, self.padding = config.num_landmarks, config.padding
         self.pinv_iterations, self.pinv_norm = config.pinv_iterations, config.pinv_norm
-        self.residual_conv = None
-        if (kernel := config.residual_kernel) is not None:
-            self.residual_conv = DepthwiseConv(
+        self.residual_conv = (
+            DepthwiseConv(
                 self.num_heads,
                 kernel_size=(kernel, 1),
                 stride=(1, 1),
@@ -110,6 +109,9 @@ class NystromAttention(Mixer):
                 use_bias=False,
                 **kinds,
             )
+            if (kernel := config.residual_kernel) is not None
+            else None
+        )
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
         return super().__call__(x)  # ``nnx.capture`` sees the calls that a class has itself
@@ -153,8 +155,7 @@ class PerformerAttention(Mixer):
     ) -> None:
         super().__init__(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.eps, self.stabilized = config.performer_eps, config.performer_stabilized
-        head_dim = config.block.head_dim
-        features = orthogonal_features(config.performer_features, head_dim, math.sqrt(head_dim))
+        features = normal_features(config.performer_features, config.block.head_dim)
         self.random_features = Fixed(jnp.asarray(features, param_dtype))
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:

@@ -28,7 +28,7 @@ from isovit.backends.keras.layers import (
 )
 from isovit.spec.config import config_from_dict
 from isovit.spec.families.efficient_vit import EfficientViTConfig
-from isovit.spec.initialize import orthogonal_features
+from isovit.spec.initialize import normal_features
 
 
 def pseudo_inverse(
@@ -97,9 +97,8 @@ class NystromAttention(Mixer):
         super().__init__(config, name=name, dtype=dtype)
         self.num_landmarks, self.padding = config.num_landmarks, config.padding
         self.pinv_iterations, self.pinv_norm = config.pinv_iterations, config.pinv_norm
-        self.residual_conv = None
-        if (kernel := config.residual_kernel) is not None:
-            self.residual_conv = DepthwiseConv(
+        self.residual_conv = (
+            DepthwiseConv(
                 kernel_size=(kernel, 1),
                 stride=(1, 1),
                 padding=(kernel // 2, 0),
@@ -107,6 +106,9 @@ class NystromAttention(Mixer):
                 name="residual_conv",
                 dtype=self.dtype_policy,
             )
+            if (kernel := config.residual_kernel) is not None
+            else None
+        )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
@@ -155,7 +157,7 @@ class PerformerAttention(Mixer):
         self.features, self.head_dim = config.performer_features, config.block.head_dim
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        features = orthogonal_features(self.features, self.head_dim, math.sqrt(self.head_dim))
+        features = normal_features(self.features, self.head_dim)
         self.random_features = self.add_weight(
             shape=features.shape,
             initializer=constant(features),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from isovit.backends.torch.families.vit import NormLinearNormPatchEmbed
 from isovit.backends.torch.layers import Block, DepthwiseConv, Linear, pool, split_heads
 from isovit.spec.families.efficient_vit import EfficientViTConfig
-from isovit.spec.initialize import orthogonal_features
+from isovit.spec.initialize import normal_features
 
 
 def pseudo_inverse(
@@ -70,15 +70,17 @@ class NystromAttention(Mixer):
         super().__init__(config)
         self.num_landmarks, self.padding = config.num_landmarks, config.padding
         self.pinv_iterations, self.pinv_norm = config.pinv_iterations, config.pinv_norm
-        self.residual_conv = None
-        if (kernel := config.residual_kernel) is not None:
-            self.residual_conv = DepthwiseConv(
+        self.residual_conv = (
+            DepthwiseConv(
                 self.num_heads,
                 kernel_size=(kernel, 1),
                 stride=(1, 1),
                 padding=(kernel // 2, 0),
                 bias=False,
             )
+            if (kernel := config.residual_kernel) is not None
+            else None
+        )
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q = q * self.scale
@@ -111,8 +113,7 @@ class PerformerAttention(Mixer):
     def __init__(self, config: EfficientViTConfig) -> None:
         super().__init__(config)
         self.eps, self.stabilized = config.performer_eps, config.performer_stabilized
-        head_dim = config.block.head_dim
-        features = orthogonal_features(config.performer_features, head_dim, math.sqrt(head_dim))
+        features = normal_features(config.performer_features, config.block.head_dim)
         self.random_features = nn.Parameter(torch.tensor(features), requires_grad=False)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
