@@ -115,6 +115,15 @@ LEARNER = isovit.config(
 )
 LOC = {"learner_loc": 1}
 
+NYSTROM = isovit.config(
+    "efficient_vit_nystrom_pytorch", **{**SMALL, "mlp_dim": 96}, patch_size=8, head_dim=5,
+    num_landmarks=7,
+)  # fmt: skip
+PLUGGED = isovit.config(
+    "efficient_vit_full", **{**SMALL, **FREE}, patch_size=8, transformer_norm=True,
+    class_token=True, pool="cls", num_landmarks=64,
+)  # fmt: skip
+
 CAIT = isovit.config("cait_s24", **SMALL, patch_size=8, layer_scale_init=None)
 
 FILES: dict[str, File] = {
@@ -248,6 +257,10 @@ FILES: dict[str, File] = {
     "vit_pytorch of DeepViT": File(
         "vit_pytorch", isovit.config("deepvit_pytorch", **{**SMALL, **FREE})
     ),
+    "vit_pytorch, efficient": File("vit_pytorch", PLUGGED, told=HEADS),
+    "vit_pytorch, efficient, of a Nystromformer": File(
+        "vit_pytorch", NYSTROM, told={"num_landmarks": 7}
+    ),
 }
 
 
@@ -287,6 +300,12 @@ def test_a_place_among_the_blocks_that_no_name_tells_is_asked_for(
     said = r"learner_loc cannot be read.*--set learner_loc=0\|1$"
     with pytest.raises(isovit.InputError, match=said):
         load(written(FILES[case], tmp_path))
+
+
+def test_landmarks_that_no_shape_tells_are_asked_for(tmp_path: Path) -> None:
+    said = r"num_landmarks cannot be read.*--set num_landmarks=64\|128\|256$"
+    with pytest.raises(isovit.InputError, match=said):
+        load(written(FILES["vit_pytorch, efficient, of a Nystromformer"], tmp_path))
 
 
 @pytest.mark.parametrize("name", FACTORS)
@@ -408,6 +427,9 @@ PUBLISHED: dict[str, Published] = {
     "dvit with its stem": Published("dvit", "deepvit_s", pth()),
     "dvit of larger images": Published("dvit", "deepvit_l_384", safetensors),
     "vit_pytorch of DeepViT": Published("vit_pytorch", "deepvit_pytorch", safetensors),
+    "vit_pytorch, efficient, of a Nystromformer": Published(
+        "vit_pytorch", "efficient_vit_nystrom_pytorch", safetensors
+    ),
     "levit": Published("levit", "levit_128s", pth(lambda a: {"model": tensors(a)})),
     "timm of LeViT": Published(
         "timm", "levit_192", safetensors, {"preprocess": Preprocess(crop_fraction=0.9)}

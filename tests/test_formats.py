@@ -128,6 +128,21 @@ MIXED = DeepViTConfig(
     image_size=(16, 16), patch_size=(8, 8), embed_dim=12, depth=2, num_heads=3, mlp_dim=20,
     num_classes=5,
 )  # fmt: skip
+PLUGGED: dict[str, Any] = dict(
+    image_size=(12, 20), patch_size=(4, 4), head_dim=5, qkv_bias=False, norm_eps=1e-5,
+    final_norm="pooled",
+)  # fmt: skip
+PLUGGED_REFUSED = [
+    (dict(patch_size=(4, 5)), "not square"),
+    (dict(qkv_bias=True), "qkv_bias"),
+    (dict(attn_scale=0.3), "attn_scale"),
+    (dict(layer_scale_init=0.1), "layer_scale"),
+    (dict(class_token=False, pool="mean"), "class_token"),
+    (dict(final_norm="tokens"), "final_norm=tokens"),
+    (dict(final_norm="none"), "final_norm=none"),
+    (dict(pool="mean_patches"), "pool=mean_patches"),
+    (dict(num_classes=0), "num_classes"),
+]
 UNBIASED: dict[str, Any] = dict(re_attention_norm="layer_norm", re_attention_bias=False)
 LEVIT = LeViTConfig(
     image_size=32, stem_dims=(1, 2, 4), embed_dims=(8, 10), depths=(1, 1), num_heads=(1, 2),
@@ -462,6 +477,26 @@ REFUSED: dict[str, tuple[Config, list[tuple[dict[str, Any], str]]]] = {
             (dict(final_norm="tokens"), "final_norm"),
             (dict(pool="mean_patches"), "pool=mean_patches"),
             (dict(num_classes=0), "num_classes"),
+        ],
+    ),
+    "vit_pytorch of efficient ViT": (
+        CONFIGS["efficient_vit"].replace(**PLUGGED, mixer="full", transformer_norm=True),
+        [
+            *PLUGGED_REFUSED,
+            (dict(transformer_norm=False), "transformer_norm=false"),
+            (dict(head_dim=None, attn_proj=False), "attn_proj=false"),
+            (dict(num_heads=1, head_dim=15), "attn_proj=true"),
+            (dict(mixer="linear"), "mixer=linear"),
+        ],
+    ),
+    "vit_pytorch of efficient ViT with a Nystromformer": (
+        CONFIGS["efficient_vit"].replace(**PLUGGED, pinv_norm="batch", mlp_dim=60),
+        [
+            *PLUGGED_REFUSED,
+            (dict(transformer_norm=True), "transformer_norm=true"),
+            (dict(head_dim=None, attn_proj=False), "attn_proj=false"),
+            (dict(mlp_dim=30), "mlp_dim"),
+            (dict(pinv_norm="matrix"), "pinv_norm=matrix"),
         ],
     ),
     "timm of LeViT": (LEVIT, LEVIT_REFUSED),

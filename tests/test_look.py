@@ -119,6 +119,8 @@ def _next_token(run: Run, path: str) -> Array:
 def _copies_behind_all(run: Run, path: str) -> Array:
     """q, k and v that are made, then the copies of all three."""
     return np.concatenate([run.output(f"{path}.qkv"), run.output(f"{path}.cheap")], axis=-1)
+def _inverse(_run: Run, a: Array) -> Array:
+    return np.linalg.pinv(a)
 
 
 SOFTMAX, WINDOWS, MAPS = attention.softmax, attention.windows, token_learner._maps
@@ -132,6 +134,8 @@ FAULTS: list[tuple[str, Callable[..., Any], str, str]] = [
     ("_maps", _next_token, "token_learner", "token_learner_v11"),
     ("_maps", _next_token, "token_learner", "token_learner_fuser_v1"),
     ("_qkv", _copies_behind_all, "t2t_vit_designs", "t2t_ghost"),
+    ("softmax", _unscaled, "efficient_vit", "efficient_nystrom"),
+    ("_pseudo_inverse", _inverse, "efficient_vit", "efficient_nystrom_batch"),
 ]
 
 

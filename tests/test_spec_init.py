@@ -10,7 +10,7 @@ import pytest
 
 from isovit.spec.config import Config
 from isovit.spec.families import param_tree
-from isovit.spec.initialize import INITIALIZERS, init, probe, sinusoidal_positions
+from isovit.spec.initialize import INITIALIZERS, init, normal_features, probe, sinusoidal_positions
 from isovit.spec.param import Param
 from isovit.spec.scheme import Scheme
 from tests.small import CONFIGS, T2T, VIT
@@ -145,6 +145,28 @@ def test_orthogonal_rows_times_their_transpose_are_m_times_the_identity(shape) -
     rows = shape[0]
     w = drawn("orthogonal_rows", shape, math.sqrt(rows)).astype(np.float64)
     np.testing.assert_allclose(w @ w.T, rows * np.eye(rows), atol=1e-6 * rows)
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (8, 8), (21, 8)])
+def test_orthogonal_normal_rows_are_orthogonal_as_many_at_a_time_as_can_be(shape) -> None:
+    rows, columns = shape
+    w = drawn("orthogonal_normal", shape, 1.0).astype(np.float64)
+    w /= np.linalg.norm(w, axis=1, keepdims=True)
+    for first in range(0, rows, columns):
+        block = w[first : first + columns]
+        np.testing.assert_allclose(block @ block.T, np.eye(len(block)), atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [lambda: drawn("orthogonal_normal", (20_000, 4), 1.0),
+                                  lambda: normal_features(20_000, 4)])  # fmt: skip
+def test_each_of_them_is_normal(make) -> None:
+    """Its squared length is that of four normal numbers: a mean of 4, a variance of 8."""
+    w = make().astype(np.float64)
+    squares = (w**2).sum(axis=1)
+    assert w.std() == pytest.approx(1.0, rel=0.02)
+    assert (w**4).mean() == pytest.approx(3.0, rel=0.05)
+    assert squares.mean() == pytest.approx(4.0, rel=0.02)
+    assert squares.var() == pytest.approx(8.0, rel=0.1)
 
 
 def test_the_performers_features_are_such_rows() -> None:

@@ -16,17 +16,20 @@ measured against each other; all but the first take time linear in the number of
   linear attentions it is the one whose weights sum to 1 by construction, without a denominator that
   can vanish, and it was made for images.
 
-A transformer of one's own takes their place. It maps (batch, tokens, embed_dim) to the same, and
-everything about blocks in the config is then its own affair:
+A transformer of one's own takes their place: any module that maps (batch, tokens, embed_dim) to
+the same. What the config says of blocks and mixers then concerns nothing:
 
     from isovit.backends.torch.families.efficient_vit import EfficientViT
-    model = EfficientViT(config, transformer=torch.nn.Linear(384, 384))
+    mixer = torch.nn.TransformerEncoderLayer(384, nhead=6, batch_first=True)
+    model = EfficientViT(config, transformer=mixer)
 
     from isovit.backends.flax.families.efficient_vit import EfficientViT
-    model = EfficientViT(config, transformer=nnx.Linear(384, 384, rngs=rngs), rngs=rngs)
+    mixer = nnx.Sequential(nnx.LayerNorm(384, rngs=rngs), nnx.Linear(384, 384, rngs=rngs))
+    model = EfficientViT(config, transformer=mixer, rngs=rngs)
 
     from isovit.backends.keras.families.efficient_vit import EfficientViT
-    model = EfficientViT(config, transformer=keras.layers.Dense(384))
+    mixer = keras.Sequential([keras.layers.LayerNormalization(), keras.layers.Dense(384)])
+    model = EfficientViT(config, transformer=mixer)
 
 Such a model trains, and its framework saves it; `isovit.save` and `isovit parity` know the four.
 """
@@ -61,19 +64,19 @@ class EfficientViTConfig(TransformerConfig, frozen=True, kw_only=True, tag="effi
         mixer: how tokens mix in a block: ``full``, ``nystrom``, ``performer`` or ``linear``.
         transformer_norm: whether the transformer ends with a LayerNorm of its own over the tokens,
             as vit-pytorch's does, whatever ``final_norm`` puts behind it.
-        num_landmarks: of ``nystrom``; each is the mean of equally many tokens. Where they do not
-            divide the tokens, zeros for q, k and v are put first, and count.
-        pinv_iterations: of ``nystrom``; steps towards the pseudo-inverse.
-        pinv_norm: of ``nystrom``; what the start of these steps is divided by: of each ``matrix``
-            its own norm, or the largest of all heads and all images of a ``batch``
-            (nystrom-attention): what comes of an image then depends on the others beside it.
-        residual_kernel: of ``nystrom``; how many tokens the convolution spans that adds v of the
-            neighbours, one kernel for each head; odd; None for no such.
-        performer_features: of ``performer``; number of random features, which the heads of a block
-            share. Each is normal, and as many at a time as a head is wide are orthogonal.
-        performer_stabilized: of ``performer``; whether the largest exponent, of a query over its
-            features and of the keys of a head over theirs, is subtracted from the others.
-        performer_eps: of ``performer``; added to the denominator.
+        num_landmarks: landmarks of ``nystrom``, each the mean of equally many tokens. Where they do
+            not divide the tokens, zeros for q, k and v are put before these, and count as tokens.
+        pinv_iterations: steps of ``nystrom`` towards the pseudo-inverse.
+        pinv_norm: what these steps start from, divided by a norm: ``matrix``, each by its own; or
+            ``batch``, all by the largest over all heads and all images (nystrom-attention), so that
+            what comes of an image depends on those beside it.
+        residual_kernel: tokens that ``nystrom``'s convolution of v spans, an odd number; each head
+            has one kernel. None for no such convolution.
+        performer_features: random features of ``performer``, which the heads of a block share. Each
+            is normal; as many at a time as a head is wide are orthogonal.
+        performer_stabilized: whether ``performer`` takes the largest exponent off all others: of
+            a query over its features, and over all keys of a head.
+        performer_eps: what ``performer`` adds to its denominator.
     """
 
     patch_size: Pair = (16, 16)
