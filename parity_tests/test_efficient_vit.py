@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import isovit
 from isovit.parity.budgets import LIMITS
 from isovit.parity.compare import error
 from isovit.spec.families import efficient_vit
@@ -192,6 +193,18 @@ def test_the_lines_on_the_page_run(backend: Subject) -> None:
 
 
 # What the mixers are said to be
+
+
+def test_the_multiply_adds_on_the_page_are_those_of_the_variants() -> None:
+    mixers = ("full", "nystrom", "performer", "linear")
+    for size, said in (
+        (224, "4.57, 4.65, 4.45 and 4.34 G"),
+        (896, "158.15, 71.05, 71.23 and 69.36 G"),
+    ):
+        variants = [isovit.config(f"efficient_vit_{mixer}", image_size=size) for mixer in mixers]
+        found = [f"{isovit.param_tree(v).multiply_adds() / 1e9:.2f}" for v in variants]
+        assert f"{', '.join(found[:-1])} and {found[-1]} G" == said
+        assert said in " ".join((efficient_vit.__doc__ or "").split())
 
 
 def test_full_is_the_vit_with_the_same_stem(backend: Subject) -> None:

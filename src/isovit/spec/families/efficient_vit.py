@@ -16,6 +16,9 @@ measured against each other; all but the first take time linear in the number of
   linear attentions it is the one whose weights sum to 1 by construction, without a denominator that
   can vanish, and it was made for images.
 
+The variants of the four differ in their mixer alone. At 224 pixels, 196 tokens, it decides little:
+4.57, 4.65, 4.45 and 4.34 G multiply-adds; at 896 pixels they are 158.15, 71.05, 71.23 and 69.36 G.
+
 A transformer of one's own takes their place: any module that maps (batch, tokens, embed_dim) to
 the same. What the config says of blocks and mixers then concerns nothing:
 
