@@ -125,7 +125,10 @@ class NystromAttention(Mixer):
         from_landmarks = jax.nn.softmax(q_landmarks @ keys.mT, axis=-1)
         inverse = pseudo_inverse(among_landmarks, self.pinv_iterations, self.pinv_norm)
         y = to_landmarks @ (inverse @ (from_landmarks @ self.pad(v)))
-        return y if self.residual_conv is None else y + self.residual(v)
+        if self.residual_conv is not None:  # over the tokens, one kernel for all numbers of a head
+            v = v.transpose(0, 2, 3, 1)  # (batch, tokens, head_dim, heads)
+            y = y + self.residual_conv(v).transpose(0, 3, 1, 2)
+        return y
 
     def pad(self, x: Array) -> Array:
         """Zeros before the tokens."""
@@ -134,12 +137,6 @@ class NystromAttention(Mixer):
     def landmarks(self, x: Array) -> Array:
         """Means of neighbouring tokens, (batch, heads, landmarks, head_dim)."""
         return x.reshape(*x.shape[:2], self.num_landmarks, -1, x.shape[-1]).mean(axis=3)
-
-    def residual(self, v: Array) -> Array:
-        """A convolution over the tokens, with one kernel for all numbers of a head."""
-        v = v.transpose(0, 2, 3, 1)  # (batch, tokens, head_dim, heads)
-        assert self.residual_conv is not None
-        return self.residual_conv(v).transpose(0, 3, 1, 2)
 
 
 class PerformerAttention(Mixer):

@@ -129,7 +129,10 @@ class NystromAttention(Mixer):
         inverse = pseudo_inverse(among_landmarks, self.pinv_iterations, self.pinv_norm)
         y = ops.matmul(inverse, ops.matmul(from_landmarks, self.pad(v)))
         y = ops.matmul(to_landmarks, y)
-        return y if self.residual_conv is None else y + self.residual(v)
+        if self.residual_conv is not None:  # over the tokens, one kernel for all numbers of a head
+            v = ops.transpose(v, (0, 2, 3, 1))  # (batch, tokens, head_dim, heads)
+            y = y + ops.transpose(self.residual_conv(v), (0, 3, 1, 2))
+        return y
 
     def pad(self, x: Tensor) -> Tensor:
         """Zeros before the tokens."""
@@ -141,11 +144,6 @@ class NystromAttention(Mixer):
         length = tokens // self.num_landmarks
         x = ops.reshape(x, (-1, heads, self.num_landmarks, length, head_dim))
         return ops.mean(x, axis=3)
-
-    def residual(self, v: Tensor) -> Tensor:
-        """A convolution over the tokens, with one kernel for all numbers of a head."""
-        v = ops.transpose(v, (0, 2, 3, 1))  # (batch, tokens, head_dim, heads)
-        return ops.transpose(self.residual_conv(v), (0, 3, 1, 2))
 
 
 class PerformerAttention(Mixer):

@@ -91,7 +91,10 @@ class NystromAttention(Mixer):
         from_landmarks = torch.softmax(q_landmarks @ keys.mT, dim=-1)
         inverse = pseudo_inverse(among_landmarks, self.pinv_iterations, self.pinv_norm)
         y = to_landmarks @ (inverse @ (from_landmarks @ self.pad(v)))
-        return y if self.residual_conv is None else y + self.residual(v)
+        if self.residual_conv is not None:  # over the tokens, one kernel for all numbers of a head
+            v = v.permute(0, 2, 3, 1)  # (batch, tokens, head_dim, heads)
+            y = y + self.residual_conv(v).permute(0, 3, 1, 2)
+        return y
 
     def pad(self, x: Tensor) -> Tensor:
         """Zeros before the tokens."""
@@ -100,11 +103,6 @@ class NystromAttention(Mixer):
     def landmarks(self, x: Tensor) -> Tensor:
         """Means of neighbouring tokens, (batch, heads, landmarks, head_dim)."""
         return x.unflatten(2, (self.num_landmarks, -1)).mean(dim=3)
-
-    def residual(self, v: Tensor) -> Tensor:
-        """A convolution over the tokens, with one kernel for all numbers of a head."""
-        v = v.permute(0, 2, 3, 1)  # (batch, tokens, head_dim, heads)
-        return self.residual_conv(v).permute(0, 3, 1, 2)
 
 
 class PerformerAttention(Mixer):
