@@ -7,7 +7,6 @@ Choromanski et al. 2021, arXiv:2009.14794, and Shen et al. 2021, arXiv:1812.0124
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,11 +32,12 @@ from isovit.spec.initialize import normal_features
 
 
 def pseudo_inverse(
-    a: Float[Array, "batch heads rows rows"], iterations: int, norm: Literal["matrix", "batch"]
+    a: Float[Array, "batch heads rows rows"], iterations: int, norm: str
 ) -> Float[Array, "batch heads rows rows"]:
     """Z ← ¼ Z(13I − AZ(15I − AZ(7I − AZ))) from Aᵀ / (‖A‖₁ ‖A‖∞); arXiv:2102.03902, section 3.2.
 
-    The rows of a softmax sum to 1, and so ‖A‖∞ is 1; ‖A‖₁ is the largest sum of a column.
+    The rows of a softmax sum to 1, and so ‖A‖∞ is 1; ‖A‖₁ is the largest sum of a column, of each
+    ``matrix`` or of the whole ``batch``.
     """
     columns = a.sum(axis=-2, keepdims=True)  # (batch, heads, 1, rows)
     z = a.mT / (columns.max() if norm == "batch" else columns.max(axis=-1, keepdims=True))

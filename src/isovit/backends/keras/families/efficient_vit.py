@@ -7,7 +7,7 @@ Choromanski et al. 2021, arXiv:2009.14794, and Shen et al. 2021, arXiv:1812.0124
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Self
+from typing import Any, Self, cast
 
 import keras
 from jaxtyping import Float
@@ -32,11 +32,12 @@ from isovit.spec.initialize import normal_features
 
 
 def pseudo_inverse(
-    a: Float[Tensor, "batch heads rows rows"], iterations: int, norm: Literal["matrix", "batch"]
+    a: Float[Tensor, "batch heads rows rows"], iterations: int, norm: str
 ) -> Float[Tensor, "batch heads rows rows"]:
     """Z ← ¼ Z(13I − AZ(15I − AZ(7I − AZ))) from Aᵀ / (‖A‖₁ ‖A‖∞); arXiv:2102.03902, section 3.2.
 
-    The rows of a softmax sum to 1, and so ‖A‖∞ is 1; ‖A‖₁ is the largest sum of a column.
+    The rows of a softmax sum to 1, and so ‖A‖∞ is 1; ‖A‖₁ is the largest sum of a column, of each
+    ``matrix`` or of the whole ``batch``.
     """
     columns = ops.sum(a, axis=-2, keepdims=True)  # (batch, heads, 1, rows)
     largest = ops.max(columns) if norm == "batch" else ops.max(columns, axis=-1, keepdims=True)
@@ -314,7 +315,7 @@ class EfficientViT(SpecModel):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
         """The model of ``get_config``."""
-        spec, transformer = config_from_dict(config["config"]), None
+        spec, transformer = cast("EfficientViTConfig", config_from_dict(config["config"])), None
         if "transformer" in config:
             transformer = keras.saving.deserialize_keras_object(
                 config["transformer"], custom_objects=custom_objects
