@@ -119,6 +119,8 @@ def _next_token(run: Run, path: str) -> Array:
 def _copies_behind_all(run: Run, path: str) -> Array:
     """q, k and v that are made, then the copies of all three."""
     return np.concatenate([run.output(f"{path}.qkv"), run.output(f"{path}.cheap")], axis=-1)
+
+
 def _inverse(_run: Run, a: Array) -> Array:
     return np.linalg.pinv(a)
 

@@ -35,10 +35,9 @@ class Init:
 
     ``constant`` (value), ``normal`` (std), ``trunc_normal`` (std, cut at ±2 in absolute units, as
     in timm), ``lecun_normal`` (std after the cut at two deviations, as in Flax), ``uniform``
-    (bound), ``orthogonal_rows`` (norm of a row), ``sinusoid`` (base of the wavelengths),
-    ``sincos_2d`` (the same, over ``grid``).
     (bound), ``orthogonal_rows`` (norm of a row), ``orthogonal_normal`` (std; as many rows at a time
-    are orthogonal as they are wide), ``sinusoid`` (base of the wavelengths).
+    are orthogonal as they are wide), ``sinusoid`` (base of the wavelengths), ``sincos_2d`` (the
+    same, over ``grid``).
     """
 
     kind: str
