@@ -10,5 +10,6 @@ from __future__ import annotations
 
 OBJECTIVES = {
     "mae": "MAE",
+    "simmim": "SimMIM",
 }
 """Objective name to the class name that its spec and models share."""

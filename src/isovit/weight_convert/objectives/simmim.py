@@ -1,0 +1,4 @@
+"""Rename tables of SimMIM."""
+
+TABLES = {}
+MISFITS = {}
