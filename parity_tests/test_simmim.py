@@ -167,7 +167,7 @@ def of_transformers(path: Path, _: pytest.MonkeyPatch, request: pytest.Config) -
 
 
 def pixel_by_pixel(x: np.ndarray) -> np.ndarray:
-    """Columns in the order of PixelShuffle, (channel, height, width), as (height, width, channel)."""
+    """Columns in PixelShuffle's order, (channel, height, width), as (height, width, channel)."""
     x = x.reshape(*x.shape[:-1], 3, 4, 4)
     return np.moveaxis(x, -3, -1).reshape(*x.shape[:-3], -1)
 
