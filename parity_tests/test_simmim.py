@@ -27,6 +27,7 @@ from isovit.spec.objectives.simmim import SimMIMConfig
 from parity_tests.agreement import assert_agree, assert_outputs_agree
 from parity_tests.oracles.importing import import_oracle
 from parity_tests.subject import Subject
+from parity_tests.test_foreign import randomised
 
 pytestmark = pytest.mark.oracles
 
@@ -50,18 +51,6 @@ class Theirs(NamedTuple):
 
 
 # --- the originals --------------------------------------------------------------------------------
-
-
-def randomised(model: nn.Module) -> nn.Module:
-    """The model in float64, with weights under which every parameter shows."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, param in model.named_parameters():
-            noise = torch.randn(param.shape, generator=generator)
-            matrix = param.ndim > 1 and not name.endswith(("token", "embedding", "embeddings"))
-            is_scale = param.ndim == 1 and "norm" in name and name.endswith("weight")
-            param.copy_(float(is_scale) + noise / (param[0].numel() ** 0.5 if matrix else 5))
-    return model.eval().double()
 
 
 def canonical(encoder: nn.Module, config: ViTConfig, path: Path) -> dict[str, np.ndarray]:
@@ -95,16 +84,15 @@ def of_vit_pytorch(path: Path, patch: pytest.MonkeyPatch, request: pytest.Config
         encoder=encoder, mask_ratio=0.45, mask_rounds="down", mask_unit=(1, 1),
         divided_by_hidden=True,
     )  # fmt: skip
-    vit = randomised(
-        vits.ViT(
-            image_size=(12, 12), patch_size=(3, 4), num_classes=0, dim=14, depth=2, heads=2,
-            dim_head=5, mlp_dim=17, pool="mean",
-        )
+    vit = vits.ViT(
+        image_size=(12, 12), patch_size=(3, 4), num_classes=0, dim=14, depth=2, heads=2,
+        dim_head=5, mlp_dim=17, pool="mean",
     )  # fmt: skip
+    original: Any = randomised(library.SimMIM(encoder=vit, masking_ratio=0.45))
     weights = canonical(vit, encoder, path)
     with_row = torch.cat([torch.full((1, 14), torch.nan), vit.pos_embedding.detach()])[None]
-    vit.pos_embedding = nn.Parameter(with_row.double())
-    original = library.SimMIM(encoder=vit, masking_ratio=0.45).double()
+    vit.pos_embedding = nn.Parameter(with_row)
+    original.double()
     weights["mask_token"] = array(original.mask_token)[None, None]
     weights["to_pixels.kernel"] = array(original.to_pixels.weight).T
     weights["to_pixels.bias"] = array(original.to_pixels.bias)
@@ -132,7 +120,7 @@ def of_transformers(path: Path, _: pytest.MonkeyPatch, request: pytest.Config) -
         mlp_dim=17, norm_eps=1e-6, pool="none",
     )  # fmt: skip
     config = SimMIMConfig(encoder=encoder)
-    original = randomised(
+    original: Any = randomised(
         library.ViTForMaskedImageModeling(
             library.ViTConfig(
                 image_size=16, patch_size=4, encoder_stride=4, hidden_size=15, num_hidden_layers=2,
@@ -143,6 +131,7 @@ def of_transformers(path: Path, _: pytest.MonkeyPatch, request: pytest.Config) -
     folder = path / "theirs"
     original.save_pretrained(folder)
     found = isovit.load(folder, config=encoder)
+    original.double()
     weights = {f"encoder.{name}": np.asarray(array) for name, array in found.weights.items()}
     conv = original.decoder[0]
     weights["mask_token"] = array(original.vit.embeddings.mask_token)

@@ -24,15 +24,16 @@ from typing import Literal
 
 import numpy as np
 
-from isovit.spec.config import Config, Pair, Rate, Spec, require
+from isovit.spec.config import BaseConfig, Config, Pair, Rate, require
 from isovit.spec.families import vit
 from isovit.spec.families.vit import SIZES, ViTConfig
 from isovit.spec.objectives.mae import PYTORCH, check_encoder, draw_order
 from isovit.spec.param import Param, ParamTree, Role, dense
+from isovit.spec.published import Published
 from isovit.spec.scheme import Scheme
 
 
-class SimMIMConfig(Spec, frozen=True, kw_only=True, tag="simmim"):
+class SimMIMConfig(BaseConfig, frozen=True, kw_only=True, tag="simmim"):
     """Config of SimMIM.
 
     Called with (batch, height, width, channels) images and ``order``, (batch, units) integers: a
@@ -78,7 +79,7 @@ class SimMIMConfig(Spec, frozen=True, kw_only=True, tag="simmim"):
 
     @property
     def parts(self) -> Mapping[str, Config]:
-        """See ``Spec.parts``."""
+        """See ``BaseConfig.parts``."""
         return {"encoder": self.encoder}
 
     @property
@@ -138,5 +139,8 @@ VARIANTS: dict[str, SimMIMConfig] = {
         divided_by_hidden=True,
     ),
 }
+
+PUBLISHED: dict[str, Published] = {}
+"""Of the paper's own encoder, with relative positions, alone."""
 
 ALIASES: dict[str, str] = {}
