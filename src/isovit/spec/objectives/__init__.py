@@ -11,5 +11,6 @@ from __future__ import annotations
 OBJECTIVES = {
     "mae": "MAE",
     "simmim": "SimMIM",
+    "mpp": "MPP",
 }
 """Objective name to the class name that its spec and models share."""

@@ -1,0 +1,4 @@
+"""Rename tables of MPP."""
+
+TABLES = {}
+MISFITS = {}
