@@ -87,7 +87,8 @@ class MPP(SpecModel):
         """Every patch behind the blocks, of images with patches exchanged and replaced."""
         encoder, config = self.encoder, self.config.encoder
         x = take(flatten_patches(images, config), source)
-        x = ops.where(ops.cast(replaced, "bool")[..., None], self.mask_token, x)
+        mask_token = ops.convert_to_tensor(self.mask_token)  # JAX chooses between no variables
+        x = ops.where(ops.cast(replaced, "bool")[..., None], mask_token, x)
         x = encoder.forward_tokens(unflatten_patches(x, config), training=training)
         return encoder.norm(x)[:, config.prefix_tokens :]
 

@@ -61,7 +61,8 @@ class SimMIM(SpecModel):
         """Every patch behind the blocks, with the mask token in the place of the hidden ones."""
         encoder, config = self.encoder, self.config.encoder
         positions = encoder.pos_embed[:, -config.patches :]
-        x = ops.where(hidden[..., None], self.mask_token, encoder.patch_embed(images))
+        mask_token = ops.convert_to_tensor(self.mask_token)  # JAX chooses between no variables
+        x = ops.where(hidden[..., None], mask_token, encoder.patch_embed(images))
         x = x + positions
         if encoder.cls_token is not None:
             cls_token = encoder.cls_token
