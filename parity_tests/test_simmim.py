@@ -138,9 +138,9 @@ def of_transformers(path: Path, _: pytest.MonkeyPatch, request: pytest.Config) -
     weights["to_pixels.kernel"] = pixel_by_pixel(array(conv.weight)[..., 0, 0].T)
     weights["to_pixels.bias"] = pixel_by_pixel(array(conv.bias))
 
-    images, _, others = draw_inputs(config, BATCH, seed=0)
+    drawn = draw_inputs(config, BATCH, seed=0)
     losses = []
-    for image, order in zip(channel_first(images), others["order"], strict=True):
+    for image, order in zip(channel_first(drawn.images), drawn.others["order"], strict=True):
         mask = np.zeros((2, 2), bool)
         mask.flat[order[: config.hidden_units]] = True
         mask = mask.repeat(2, axis=0).repeat(2, axis=1).reshape(1, -1)
@@ -259,7 +259,9 @@ def test_as_many_are_hidden_as_the_originals_hide(
     side: int, unit: int, ratio: float, rounds: Any, hidden: int
 ) -> None:
     encoder = ViTConfig(image_size=(16 * side, 16 * side), num_classes=0)
-    form = SimMIMConfig(encoder=encoder, mask_ratio=ratio, mask_unit=unit, mask_rounds=rounds)
+    form = SimMIMConfig(
+        encoder=encoder, mask_ratio=ratio, mask_unit=(unit, unit), mask_rounds=rounds
+    )
     assert form.hidden == hidden
     orders = form.draw(4, np.random.default_rng(0))["order"]
     assert orders.dtype == np.int32

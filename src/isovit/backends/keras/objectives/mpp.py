@@ -38,7 +38,7 @@ def colour_labels(
     sums = ops.sum(x, axis=2)  # (batch, patches, channels)
     edges = ops.convert_to_tensor(config.edges, dtype=images.dtype)  # (channels, levels - 1)
     bins = ops.sum(ops.cast(sums[..., None] > edges, "int32"), axis=-1)  # one for each channel
-    return ops.sum(bins * ops.convert_to_tensor(config.places, dtype=bins.dtype), axis=-1)
+    return ops.sum(bins * ops.convert_to_tensor(config.places, dtype="int32"), axis=-1)
 
 
 def cross_entropy(
