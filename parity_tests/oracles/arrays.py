@@ -161,21 +161,27 @@ class TransformerReference(Reference):
             x: (batch, patches, dim).
             positions_first: whether positions are added before the other tokens are put first.
         """
+        return self.classify(self.encode(self.positioned(x, positions_first)))
+
+    def positioned(self, x: Array, positions_first: bool) -> Array:
+        """The other tokens before the patches, and positions; arguments as above."""
         positions = self.weights["pos_embed"]
         x = x + positions if positions_first else x
         for name in ("dist_token", "cls_token"):  # each is put before all others
             if name in self.weights:
                 token = np.repeat(self.weights[name], len(x), axis=0)
                 x = np.concatenate([token, x], axis=1)
-        x = x if positions_first else x + positions
+        return x if positions_first else x + positions
+
+    def encode(self, x: Array) -> Array:
+        """Blocks, and the final norm if it is over tokens."""
         for i, block in enumerate(self.config.blocks):
             x = self.block(f"blocks.{i}", block, x)
-        return self.head(x)
+        return self.norm("norm", x) if self.config.final_norm == "tokens" else x
 
-    def head(self, x: Array) -> Array:
-        """Final norm, pooling and heads."""
+    def classify(self, x: Array) -> Array:
+        """Pooling, the final norm if it is behind that, and heads."""
         config = self.config
-        x = self.norm("norm", x) if config.final_norm == "tokens" else x
         if "head_dist.kernel" in self.weights:
             return (self.dense("head", x[:, 0]) + self.dense("head_dist", x[:, 1])) / 2
         if config.pool == "cls":

@@ -107,7 +107,7 @@ def rewrite_pre_logits(model: Model, features: Callable[[Any, Tensor], Tensor]) 
     """Give a ViT other features of (model, class token) behind the final norm."""
 
     def forward(model: Any, images: Tensor) -> Tensor:
-        x = model.norm(model.forward_tokens(images))[:, 0]
+        x = model.encode(model.embed(images))[:, 0]
         return model.head(features(model, x))
 
     rewrite([model], forward)

@@ -38,7 +38,11 @@ class Reference(TransformerReference):
 
     def output(self, images: Array) -> Array:
         """See ``Reference.output``."""
-        return self.backbone(self.tokens_to_token(self.config, images), positions_first=False)
+        return self.classify(self.encode(self.embed(images)))
+
+    def embed(self, images: Array) -> Array:
+        """Every token, with its position."""
+        return self.positioned(self.tokens_to_token(self.config, images), positions_first=False)
 
     def tokens_to_token(self, config: T2TViTConfig, images: Array) -> Array:
         """The stem."""

@@ -23,8 +23,12 @@ class Reference(TransformerReference):
 
     def output(self, images: Array) -> Array:
         """See ``Reference.output``."""
+        return self.classify(self.encode(self.embed(images)))
+
+    def embed(self, images: Array) -> Array:
+        """Every token, with its position."""
         x = self.patch_embed(self.config, images)
-        return self.backbone(x, positions_first=self.config.pos_embed_tokens == "patches")
+        return self.positioned(x, positions_first=self.config.pos_embed_tokens == "patches")
 
     def patch_embed(self, config: ViTConfig, images: Array) -> Array:
         """Patches to tokens."""

@@ -12,5 +12,6 @@ OBJECTIVES = {
     "mae": "MAE",
     "simmim": "SimMIM",
     "mpp": "MPP",
+    "distill": "Distill",
 }
 """Objective name to the class name that its spec and models share."""

@@ -230,19 +230,32 @@ class T2TViT(nnx.Module):
             Linear(dim, config.num_classes, use_bias=True, **kinds) if has_head else identity
         )
 
-    def __call__(
+    def embed(
         self, images: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch ..."]:
+    ) -> Float[Array, "batch tokens dim"]:
+        """Every token, with its position: class token, patches."""
         self.config.check_images(images.shape)
         x = self.tokens_to_token(images)  # (batch, patches, dim)
         if self.cls_token is not None:
             cls_token = self.cls_token[...].astype(self.dtype)
             x = jnp.concat([jnp.broadcast_to(cls_token, (x.shape[0], 1, x.shape[-1])), x], axis=1)
-        x = self.dropout(x + self.pos_embed[...].astype(self.dtype))
+        return x + self.pos_embed[...].astype(self.dtype)
+
+    def encode(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
+        """Every token behind the blocks, and behind the norm if that is over tokens."""
+        x = self.dropout(x)
         for block in self.blocks:
             x = block(x)
+        return x if self.config.final_norm == "pooled" else self.norm(x)
+
+    def classify(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch ..."]:
+        """Logits of such tokens; features where there is no head."""
+        x = pool(x, self.config)
         if self.config.final_norm == "pooled":
-            x = self.norm(pool(x, self.config))
-        else:
-            x = pool(self.norm(x), self.config)
+            x = self.norm(x)
         return self.head(x)
+
+    def __call__(
+        self, images: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch ..."]:
+        return self.classify(self.encode(self.embed(images)))

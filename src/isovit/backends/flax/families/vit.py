@@ -124,10 +124,10 @@ class ViT(nnx.Module):
             Linear(dim, classes, use_bias=True, **kinds) if config.dist_head else identity
         )
 
-    def forward_tokens(
+    def embed(
         self, images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch tokens dim"]:
-        """Every token behind the blocks: class token, distillation token, patches."""
+        """Every token, with its position: class token, distillation token, patches."""
         self.config.check_images(images.shape)
         x = self.patch_embed(images)  # (batch, patches, dim)
         if self.config.pos_embed_tokens == "patches":
@@ -138,30 +138,35 @@ class ViT(nnx.Module):
         x = jnp.concat([*prefix, x], axis=1)
         if self.config.pos_embed_tokens == "all":
             x = x + self.pos_embed[...].astype(self.dtype)
+        return x
+
+    def encode(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
+        """Every token behind the blocks, and behind the norm if that is over tokens."""
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x)
-        return x
+        return x if self.config.final_norm == "pooled" else self.norm(x)
+
+    def classify(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch ..."]:
+        """Logits of such tokens; features where there is no head."""
+        if self.config.dist_head:
+            return (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2
+        x = pool(x, self.config)
+        if self.config.final_norm == "pooled":
+            x = self.norm(x)
+        if self.pre_logits is not None:
+            x = jnp.tanh(self.pre_logits(x))
+        return self.head(x)
 
     def forward_heads(
         self, images: Float[Array, "batch height width channels"]
     ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"]]:
         """Logits of the class token and of the distillation token, each for a loss of its own."""
         require(self.config.dist_head, "dist_head", False, "the model has one head")
-        x = self.norm(self.forward_tokens(images))
+        x = self.encode(self.embed(images))
         return self.head(x[:, 0]), self.head_dist(x[:, 1])
 
     def __call__(
         self, images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch ..."]:
-        if self.config.dist_head:
-            logits, dist_logits = self.forward_heads(images)
-            return (logits + dist_logits) / 2
-        x = self.forward_tokens(images)
-        if self.config.final_norm == "pooled":
-            x = self.norm(pool(x, self.config))
-        else:
-            x = pool(self.norm(x), self.config)
-        if self.pre_logits is not None:
-            x = jnp.tanh(self.pre_logits(x))
-        return self.head(x)
+        return self.classify(self.encode(self.embed(images)))

@@ -273,18 +273,34 @@ class T2TViT(SpecModel):
         self.norm.build((None, dim) if self.config.final_norm == "pooled" else (None, tokens, dim))
         self.head.build((None, dim))
 
-    def call(
+    def embed(
         self, images: Float[Tensor, "batch height width channels"], training: bool | None = None
-    ) -> Float[Tensor, "batch ..."]:
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Every token, with its position: class token, patches."""
         x = self.tokens_to_token(self.checked(images), training=training)  # (batch, patches, dim)
         if self.cls_token is not None:
             cls_token = ops.broadcast_to(self.cls_token, (ops.shape(x)[0], 1, x.shape[-1]))
             x = ops.concatenate([cls_token, x], axis=1)
-        x = self.dropout(x + self.pos_embed, training=training)
+        return x + self.pos_embed
+
+    def encode(
+        self, x: Float[Tensor, "batch tokens dim"], training: bool | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Every token behind the blocks, and behind the norm if that is over tokens."""
+        x = self.dropout(x, training=training)
         for block in self.blocks:
             x = block(x, training=training)
+        return x if self.config.final_norm == "pooled" else self.norm(x)
+
+    def classify(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch ..."]:
+        """Logits of such tokens; features where there is no head."""
+        x = pool(x, self.config)
         if self.config.final_norm == "pooled":
-            x = self.norm(pool(x, self.config))
-        else:
-            x = pool(self.norm(x), self.config)
+            x = self.norm(x)
         return self.head(x)
+
+    def call(
+        self, images: Float[Tensor, "batch height width channels"], training: bool | None = None
+    ) -> Float[Tensor, "batch ..."]:
+        x = self.encode(self.embed(images, training=training), training=training)
+        return self.classify(x)

@@ -160,10 +160,10 @@ class ViT(SpecModel):
         self.head.build((None, self.config.feature_dim))
         self.head_dist.build((None, self.config.feature_dim))
 
-    def forward_tokens(
+    def embed(
         self, images: Float[Tensor, "batch height width channels"], training: bool | None = None
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Every token behind the blocks: class token, distillation token, patches."""
+        """Every token, with its position: class token, distillation token, patches."""
         x = self.patch_embed(self.checked(images))  # (batch, patches, dim)
         if self.config.pos_embed_tokens == "patches":
             x = x + self.pos_embed
@@ -172,30 +172,38 @@ class ViT(SpecModel):
         x = ops.concatenate([*(ops.broadcast_to(token, shape) for token in prefix), x], axis=1)
         if self.config.pos_embed_tokens == "all":
             x = x + self.pos_embed
+        return x
+
+    def encode(
+        self, x: Float[Tensor, "batch tokens dim"], training: bool | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Every token behind the blocks, and behind the norm if that is over tokens."""
         x = self.dropout(x, training=training)
         for block in self.blocks:
             x = block(x, training=training)
-        return x
+        return x if self.config.final_norm == "pooled" else self.norm(x)
+
+    def classify(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch ..."]:
+        """Logits of such tokens; features where there is no head."""
+        if self.config.dist_head:
+            return (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2
+        x = pool(x, self.config)
+        if self.config.final_norm == "pooled":
+            x = self.norm(x)
+        if self.pre_logits is not None:
+            x = ops.tanh(self.pre_logits(x))
+        return self.head(x)
 
     def forward_heads(
         self, images: Float[Tensor, "batch height width channels"], training: bool | None = None
     ) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch classes"]]:
         """Logits of the class token and of the distillation token, each for a loss of its own."""
         require(self.config.dist_head, "dist_head", False, "the model has one head")
-        x = self.norm(self.forward_tokens(images, training=training))
+        x = self.encode(self.embed(images, training=training), training=training)
         return self.head(x[:, 0]), self.head_dist(x[:, 1])
 
     def call(
         self, images: Float[Tensor, "batch height width channels"], training: bool | None = None
     ) -> Float[Tensor, "batch ..."]:
-        if self.config.dist_head:
-            logits, dist_logits = self.forward_heads(images, training=training)
-            return (logits + dist_logits) / 2
-        x = self.forward_tokens(images, training=training)
-        if self.config.final_norm == "pooled":
-            x = self.norm(pool(x, self.config))
-        else:
-            x = pool(self.norm(x), self.config)
-        if self.pre_logits is not None:
-            x = ops.tanh(self.pre_logits(x))
-        return self.head(x)
+        x = self.encode(self.embed(images, training=training), training=training)
+        return self.classify(x)

@@ -164,18 +164,31 @@ class T2TViT(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if has_norm else nn.Identity()
         self.head = Linear(dim, config.num_classes, bias=True) if has_head else nn.Identity()
 
-    def forward(
+    def embed(
         self, images: Float[Tensor, "batch height width channels"]
-    ) -> Float[Tensor, "batch ..."]:
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Every token, with its position: class token, patches."""
         self.config.check_images(images.shape)
         x = self.tokens_to_token(images)  # (batch, patches, dim)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        x = self.dropout(x + self.pos_embed)
+        return x + self.pos_embed
+
+    def encode(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Every token behind the blocks, and behind the norm if that is over tokens."""
+        x = self.dropout(x)
         for block in self.blocks:
             x = block(x)
+        return x if self.config.final_norm == "pooled" else self.norm(x)
+
+    def classify(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch ..."]:
+        """Logits of such tokens; features where there is no head."""
+        x = pool(x, self.config)
         if self.config.final_norm == "pooled":
-            x = self.norm(pool(x, self.config))
-        else:
-            x = pool(self.norm(x), self.config)
+            x = self.norm(x)
         return self.head(x)
+
+    def forward(
+        self, images: Float[Tensor, "batch height width channels"]
+    ) -> Float[Tensor, "batch ..."]:
+        return self.classify(self.encode(self.embed(images)))

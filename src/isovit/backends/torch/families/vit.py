@@ -96,10 +96,10 @@ class ViT(nn.Module):
         self.head = Linear(dim, classes, bias=True) if has_head else nn.Identity()
         self.head_dist = Linear(dim, classes, bias=True) if config.dist_head else nn.Identity()
 
-    def forward_tokens(
+    def embed(
         self, images: Float[Tensor, "batch height width channels"]
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Every token behind the blocks: class token, distillation token, patches."""
+        """Every token, with its position: class token, distillation token, patches."""
         self.config.check_images(images.shape)
         x = self.patch_embed(images)  # (batch, patches, dim)
         if self.config.pos_embed_tokens == "patches":
@@ -108,30 +108,35 @@ class ViT(nn.Module):
         x = torch.cat([*(token.expand(x.shape[0], -1, -1) for token in prefix), x], dim=1)
         if self.config.pos_embed_tokens == "all":
             x = x + self.pos_embed
+        return x
+
+    def encode(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Every token behind the blocks, and behind the norm if that is over tokens."""
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x)
-        return x
+        return x if self.config.final_norm == "pooled" else self.norm(x)
+
+    def classify(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch ..."]:
+        """Logits of such tokens; features where there is no head."""
+        if self.config.dist_head:
+            return (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2
+        x = pool(x, self.config)
+        if self.config.final_norm == "pooled":
+            x = self.norm(x)
+        if self.pre_logits is not None:
+            x = torch.tanh(self.pre_logits(x))
+        return self.head(x)
 
     def forward_heads(
         self, images: Float[Tensor, "batch height width channels"]
     ) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch classes"]]:
         """Logits of the class token and of the distillation token, each for a loss of its own."""
         require(self.config.dist_head, "dist_head", False, "the model has one head")
-        x = self.norm(self.forward_tokens(images))
+        x = self.encode(self.embed(images))
         return self.head(x[:, 0]), self.head_dist(x[:, 1])
 
     def forward(
         self, images: Float[Tensor, "batch height width channels"]
     ) -> Float[Tensor, "batch ..."]:
-        if self.config.dist_head:
-            logits, dist_logits = self.forward_heads(images)
-            return (logits + dist_logits) / 2
-        x = self.forward_tokens(images)
-        if self.config.final_norm == "pooled":
-            x = self.norm(pool(x, self.config))
-        else:
-            x = pool(self.norm(x), self.config)
-        if self.pre_logits is not None:
-            x = torch.tanh(self.pre_logits(x))
-        return self.head(x)
+        return self.classify(self.encode(self.embed(images)))

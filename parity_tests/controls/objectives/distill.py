@@ -1,0 +1,6 @@
+"""Faults of ports of distillation."""
+
+CASES = {}
+FAULTS = []
+HARMLESS = []
+GRADIENT_FAULTS = []

@@ -1,0 +1,4 @@
+"""Rename tables of distillation: what is published is the student, in the formats of its family."""
+
+TABLES = {}
+MISFITS = {}
