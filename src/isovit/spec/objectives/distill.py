@@ -114,11 +114,12 @@ class DistillConfig(Spec, frozen=True, kw_only=True, tag="distill"):
         return self.student.num_classes if self.reduction == "numel" else 1
 
     def draw(self, batch: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Targets, some of one class and some of two, and the logits of a teacher."""
+        """Targets, every other of one class and the rest of two, and the logits of a teacher."""
         classes = self.student.num_classes
-        first, second = np.eye(classes)[rng.integers(classes, size=(2, batch))]
-        share = np.where(rng.random(batch) < 0.5, 1.0, rng.random(batch))[:, None]
-        targets = share * first + (1 - share) * second
+        first = rng.integers(classes, size=batch)
+        second = (first + rng.integers(1, classes, size=batch)) % classes
+        share = np.where(np.arange(batch) % 2, 1.0, rng.random(batch))[:, None]
+        targets = share * np.eye(classes)[first] + (1 - share) * np.eye(classes)[second]
         logits = 2 * rng.standard_normal((batch, classes))
         return {"targets": np.float32(targets), "teacher_logits": np.float32(logits)}
 
