@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from isovit.spec.families import variants as variants
     from isovit.spec.initialize import init as init
     from isovit.weight_convert.checkpoint import Checkpoint as Checkpoint
+    from isovit.weight_convert.checkpoint import part as part
     from isovit.weight_convert.checkpoint import read as read
     from isovit.weight_convert.store import load as load
     from isovit.weight_convert.store import save as save
@@ -39,6 +40,7 @@ _HOME = {
     "load": "isovit.weight_convert.store",
     "param_tree": "isovit.spec.families",
     "parity": "isovit.parity.harness",
+    "part": "isovit.weight_convert.checkpoint",
     "read": "isovit.weight_convert.checkpoint",
     "save": "isovit.weight_convert.store",
     "variants": "isovit.spec.families",
@@ -57,6 +59,7 @@ __all__ = [
     "load",
     "param_tree",
     "parity",
+    "part",
     "read",
     "save",
     "variants",

@@ -22,6 +22,9 @@ def command(
     ] = None,
     model: Annotated[str | None, typer.Option(help="The model, where SRC does not say.")] = None,
     changes: SetOption = None,
+    part: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of an objective, the model it trained.")
+    ] = None,
     ema: Annotated[bool, typer.Option(help="Averaged weights, where SRC has both.")] = True,
     num_classes: Annotated[
         int | None, typer.Option(min=0, help="Classes of a new head; 0 for no head.")
@@ -51,6 +54,7 @@ def command(
         num_classes=num_classes,
         image_size=parse_size(image_size),
         resize=resize,
+        part=part,
     )
     notes = save(checkpoint, dst, name, track("converting"))
     for line in (*checkpoint.source.notes, *notes):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from isovit.backends import backend_of, get_backend
 from isovit.spec.config import BaseConfig
+from isovit.errors import InputError
 from isovit.spec.families import param_tree
 from isovit.spec.layout import check_shapes
 from isovit.weight_convert.tensors import Tensors
@@ -64,3 +65,31 @@ def read(model: Any) -> Checkpoint:
         model = getattr(model, wrapper, model)
     backend = backend_of(model)
     return Checkpoint(model.config, get_backend(backend).read(model), Source("", backend))
+
+
+def part(whole: Checkpoint | Any, name: str) -> Checkpoint:
+    """The weights of one of the models that another is made of, as a model of its own.
+
+    Of an objective that is what it trained: ``part(model, "student")`` of a distillation,
+    ``part(model, "encoder")`` of MAE. ``build`` makes it in any framework.
+
+    Args:
+        whole: a checkpoint; or a model that ``build`` made, which is read.
+        name: of the field that holds the config of the part.
+
+    Returns:
+        Its config and weights, with the source of the whole.
+
+    Raises:
+        InputError: if there is no such part.
+    """
+    whole = whole if isinstance(whole, Checkpoint) else read(whole)
+    parts, family = whole.config.parts, whole.config.family
+    if name not in parts:
+        there = f"wanted {' or '.join(parts)}" if parts else "it is a model in one piece"
+        raise InputError(f"{family} has no part named {name!r}: {there}")
+    prefix, weights = f"{name}.", Tensors.of(whole.weights)
+    inner = {path.removeprefix(prefix): path for path in weights if path.startswith(prefix)}
+    notes = (*whole.source.notes, f"took {name} of {family}, without its other weights")
+    source = replace(whole.source, notes=notes)
+    return Checkpoint(parts[name], weights.renamed(inner), source)

@@ -18,6 +18,7 @@ from isovit.spec.families import param_tree, resolve_config, variant_name
 from isovit.weight_convert import files, huggingface
 from isovit.weight_convert.adapt import adapt
 from isovit.weight_convert.checkpoint import Checkpoint, Source
+from isovit.weight_convert.checkpoint import part as take_part
 from isovit.weight_convert.formats import (
     FORMATS,
     HEADER_KEY,
@@ -40,6 +41,7 @@ def load(
     num_classes: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     resize: str | None = None,
+    part: str | None = None,
 ) -> Checkpoint:
     """Read a checkpoint.
 
@@ -53,6 +55,8 @@ def load(
         image_size: height and width wanted, in pixels; positions are resized to its grid.
         resize: how, a name in ``weight_convert.resize.METHODS``, or ``recompute`` for the fixed
             table of T2T-ViT; None for what the format's own library does.
+        part: name of the model within it to take alone, as ``checkpoint.part`` does; classes, size
+            and the config returned are its own.
 
     Returns:
         Canonical weights in the dtype of the file, with config and source.
@@ -70,6 +74,7 @@ def load(
         num_classes=num_classes,
         image_size=image_size,
         resize=resize,
+        part=part,
     )
     weights = {name: np.array(array) for name, array in checkpoint.weights.items()}
     return replace(checkpoint, weights=weights)
@@ -85,12 +90,14 @@ def opened(
     num_classes: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     resize: str | None = None,
+    part: str | None = None,
 ) -> Checkpoint:
     """As ``load``, but the weights are read from the file one by one, when asked for."""
     path = Path(path)
     found = open_file(path, Wanted(config, format, changes or {}, ema))
     weights, notes = found.canonical(), (*found.notes, *found.dropped())
     checkpoint = Checkpoint(found.config, weights, Source(str(path), found.format, notes))
+    checkpoint = take_part(checkpoint, part) if part else checkpoint
     method = resize or FORMATS[found.format].resize
     return adapt(checkpoint, num_classes=num_classes, image_size=image_size, resize=method)
 
