@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -93,11 +93,14 @@ def deit_loss(
     return labelled * (1 - config.alpha) + taught * config.alpha
 
 
-def vit_pytorch_student(library: ModuleType, config: Any) -> Any:
-    """A student of vit-pytorch's, its sizes the config's; that of T2T-ViT is mended.
+def vit_pytorch_student(
+    library: ModuleType, config: Any, state: Mapping[str, Any] | None = None
+) -> Any:
+    """A student of vit-pytorch's, its sizes the config's; with weights it is mended, too.
 
     In release 1.26.11 ``DistillMixin`` takes its class token and positions for (tokens, dim), which
-    ViT's are; T2T-ViT's have an axis more, and its forward fails. Here they lose it.
+    ViT's are; T2T-ViT's have an axis more, and its forward fails. When they are loaded here, they
+    lose it.
     """
     import torch
 
@@ -107,13 +110,19 @@ def vit_pytorch_student(library: ModuleType, config: Any) -> Any:
         pool=config.pool, channels=config.in_channels,
     )  # fmt: skip
     if config.family == "vit":
-        return library.DistillableViT(
+        student = library.DistillableViT(
             image_size=config.image_size, patch_size=config.patch_size, **sizes
         )
-    layers = tuple((split.kernel, split.stride) for split in config.t2t_layers)
-    student = library.DistillableT2TViT(image_size=config.image_size[0], t2t_layers=layers, **sizes)
-    for name in ("cls_token", "pos_embedding"):
-        setattr(student, name, torch.nn.Parameter(getattr(student, name)[0]))
+    else:
+        layers = tuple((split.kernel, split.stride) for split in config.t2t_layers)
+        student = library.DistillableT2TViT(
+            image_size=config.image_size[0], t2t_layers=layers, **sizes
+        )
+    if state is not None:
+        student.double().load_state_dict(state, strict=True)
+        for name in ("cls_token", "pos_embedding"):
+            table = getattr(student, name).detach()
+            setattr(student, name, torch.nn.Parameter(table.reshape(-1, config.embed_dim)))
     return student
 
 
@@ -123,8 +132,3 @@ def of_part(weights: dict[str, Array], prefix: str) -> dict[str, Array]:
     return {
         path.removeprefix(start): array for path, array in weights.items() if path.startswith(start)
     }
-
-
-def names(rows: Iterable[Any]) -> list[str]:
-    """Names of configs, for ids of tests."""
-    return [f"{row.student.family}-{row.token}-{'hard' if row.hard else 'soft'}" for row in rows]
