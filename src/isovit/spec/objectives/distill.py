@@ -121,7 +121,8 @@ class DistillConfig(Spec, frozen=True, kw_only=True, tag="distill"):
         share = np.where(np.arange(batch) % 2, 1.0, rng.random(batch))[:, None]
         targets = share * np.eye(classes)[first] + (1 - share) * np.eye(classes)[second]
         logits = 2 * rng.standard_normal((batch, classes))
-        return {"targets": np.float32(targets), "teacher_logits": np.float32(logits)}
+        drawn = {"targets": targets, "teacher_logits": logits}
+        return {name: array.astype(np.float32) for name, array in drawn.items()}
 
 
 def param_tree(config: DistillConfig) -> ParamTree:

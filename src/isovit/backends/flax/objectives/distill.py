@@ -5,6 +5,8 @@ Source: Touvron et al. 2021, arXiv:2012.12877, section 4; see the spec for its f
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -54,15 +56,14 @@ class Distill(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.config, self.dtype = config, dtype
-        student, dim = config.student, config.student.embed_dim
+        student: Any = config.student
+        dim, classes = student.embed_dim, student.num_classes
         kinds = Kinds(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.student = model_class("flax", student.family)(student, **kinds)
         appended, has_norm = config.token == "appended", config.dist_norm
         self.dist_token = nnx.Param(jnp.zeros((1, 1, dim), param_dtype)) if appended else None
         self.norm_dist = LayerNorm(dim, epsilon=student.norm_eps, **kinds) if has_norm else identity
-        self.head_dist = (
-            Linear(dim, student.num_classes, use_bias=True, **kinds) if appended else None
-        )
+        self.head_dist = Linear(dim, classes, use_bias=True, **kinds) if appended else identity
 
     def forward_heads(
         self, images: Float[Array, "batch height width channels"]

@@ -57,7 +57,7 @@ class Distill(SpecModel):
         self.head_dist = (
             Linear(student.num_classes, use_bias=True, name="head_dist", dtype=dtype)
             if appended
-            else None
+            else keras.layers.Identity(name="head_dist", dtype=dtype)
         )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -69,8 +69,7 @@ class Distill(SpecModel):
         )
         self.student.build(input_shape)
         self.norm_dist.build((None, dim))
-        if self.head_dist is not None:
-            self.head_dist.build((None, dim))
+        self.head_dist.build((None, dim))
 
     def forward_heads(
         self, images: Float[Tensor, "batch height width channels"], training: bool | None = None

@@ -5,6 +5,8 @@ Source: Touvron et al. 2021, arXiv:2012.12877, section 4; see the spec for its f
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -39,12 +41,14 @@ class Distill(nn.Module):
 
     def __init__(self, config: DistillConfig) -> None:
         super().__init__()
-        self.config, student, dim = config, config.student, config.student.embed_dim
+        self.config = config
+        student: Any = config.student
+        dim, classes = student.embed_dim, student.num_classes
         self.student = model_class("torch", student.family)(student)
         appended, has_norm = config.token == "appended", config.dist_norm
         self.dist_token = nn.Parameter(torch.zeros(1, 1, dim)) if appended else None
         self.norm_dist = nn.LayerNorm(dim, eps=student.norm_eps) if has_norm else nn.Identity()
-        self.head_dist = Linear(dim, student.num_classes, bias=True) if appended else None
+        self.head_dist = Linear(dim, classes, bias=True) if appended else nn.Identity()
 
     def forward_heads(
         self, images: Float[Tensor, "batch height width channels"]
