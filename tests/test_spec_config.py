@@ -82,6 +82,15 @@ def test_json_schema_knows_every_field_and_refuses_others(family: str) -> None:
     assert (classes["type"], classes["minimum"]) == ("integer", 0)
 
 
+def test_json_schema_takes_any_family_where_a_config_does() -> None:
+    schema = json_schema(config_class("distill"))
+    assert schema["$defs"]["DistillConfig"]["properties"]["student"]["$ref"] == "#/$defs/Config"
+    refs = [option["$ref"] for option in schema["$defs"]["Config"]["anyOf"]]
+    assert refs == [f"#/$defs/{name}Config" for name in FAMILIES.values()]
+    assert {ref.rpartition("/")[2] for ref in refs} <= schema["$defs"].keys()
+    assert schema["$defs"]["ViTConfig"] == json_schema(ViTConfig)["$defs"]["ViTConfig"]
+
+
 def test_json_schema_says_the_values_of_a_choice() -> None:
     properties = json_schema(ViTConfig)["$defs"]["ViTConfig"]["properties"]
     assert properties["depth"] == {"type": "integer", "minimum": 0, "default": 12}

@@ -326,6 +326,20 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 def json_schema(cls: type[BaseConfig]) -> dict[str, Any]:
     """JSON Schema of a family's config, or an objective's."""
     return msgspec.json.schema(cls)
+def json_schema(cls: type[Spec]) -> dict[str, Any]:
+    """JSON Schema of a family's config, or an objective's.
+
+    The config of a model within it that may be of any family is one of the families' schemas.
+    """
+    from isovit.spec.families import FAMILIES, config_class
+
+    schema = msgspec.json.schema(cls)
+    if Config.__name__ not in schema["$defs"]:
+        return schema
+    refs, defs = msgspec.json.schema_components(
+        [config_class(family) for family in FAMILIES], ref_template="#/$defs/{name}"
+    )
+    return schema | {"$defs": schema["$defs"] | defs | {Config.__name__: {"anyOf": list(refs)}}}
 
 
 def _hints(cls: type[msgspec.Struct]) -> dict[str, Any]:
