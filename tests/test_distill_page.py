@@ -45,3 +45,15 @@ def test_an_example_of_the_page_runs(block: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_parity_takes_a_distillation() -> None:
+    sizes = {"embed_dim": 12, "depth": 1, "num_heads": 3, "mlp_dim": 20, "num_classes": 5}
+    changes = {f"student.{name}": size for name, size in sizes.items()}
+    words = [word for name, size in changes.items() for word in ("--set", f"{name}={size}")]
+    command = [sys.executable, "-m", "isovit", "parity", "distill_deit_ti16", *words]
+    small = ["--set", "student.image_size=32", "--backends", "torch,flax", "--gradients"]
+    done = subprocess.run([*command, *small], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "equal: torch, flax are one function in float64" in done.stdout
