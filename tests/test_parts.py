@@ -63,7 +63,7 @@ def test_a_part_is_built_in_another_framework() -> None:
     assert_is_part(Checkpoint(WHOLES[WHOLE].student, isovit.read(alone).weights), WHOLE, "student")
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "pth", "npz"])
+@pytest.mark.parametrize("suffix", ["safetensors", "pth", "npz", "keras"])
 @pytest.mark.parametrize(("whole", "part"), PARTS)
 def test_convert_writes_a_part(
     run: Run, whole: str, part: str, suffix: str, tmp_path: Path
@@ -84,6 +84,14 @@ def test_convert_writes_a_part_in_the_format_of_its_family(run: Run, tmp_path: P
     words = ["convert", str(source), str(target), "--part", "student", "--to", "timm"]
     assert run(*words).code == 0
     assert_is_part(load(target, config=config.student), "distill_deit", "student")
+
+
+def test_a_format_that_has_no_such_objective_names_its_parts(run: Run, tmp_path: Path) -> None:
+    source, target = tmp_path / "whole.safetensors", tmp_path / "whole.pth"
+    save(Checkpoint(WHOLES[WHOLE], probe(WHOLES[WHOLE])), source)
+    done = run("convert", str(source), str(target), "--to", "timm")
+    line = "isovit: format timm has no family distill; wanted a part of it alone, student\n"
+    assert (done.code, done.err) == (2, line)
 
 
 def test_classes_and_size_are_those_of_the_part(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from hypothesis import strategies as st
@@ -35,7 +36,8 @@ def configs(draw: st.DrawFn) -> DistillConfig:
     """Both forms and all between, with a student of every family."""
     token, family = draw(st.sampled_from(["appended", "own"])), draw(st.sampled_from(STUDENTS))
     own = token == "own"
-    student = draw((vit if own else STUDENT_CONFIGS[family]).configs())
+    module = vit if own else import_module(f"parity_tests.families.{family}")
+    student = draw(module.configs())
     changes: dict[str, Any] = {"num_classes": draw(st.integers(2, 7))}
     if student.pool == "none":
         changes |= {"pool": "mean"}
@@ -52,7 +54,3 @@ def configs(draw: st.DrawFn) -> DistillConfig:
         temperature=draw(st.sampled_from([1.0, 3.0, 0.5])),
         reduction=draw(st.sampled_from(["batchmean", "numel"])),
     )
-
-
-STUDENT_CONFIGS = {"vit": vit, "t2t_vit": t2t_vit}
-"""Modules whose ``configs`` are drawn, by family."""

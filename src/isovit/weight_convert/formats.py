@@ -158,9 +158,8 @@ def rename_table(format: str, config: BaseConfig) -> RenameTable:
     tables: Mapping[str, Callable[[BaseConfig], RenameTable]]
     tables = import_module(f"isovit.weight_convert.{home(config.family)}").TABLES
     if format not in tables:
-        raise InputError(
-            f"format {format} has no family {config.family}; wanted {', '.join(tables)}"
-        )
+        wanted = ", ".join(tables) or f"a part of it alone, {' or '.join(config.parts)}"
+        raise InputError(f"format {format} has no family {config.family}; wanted {wanted}")
     return tables[format](config)
 
 

@@ -32,7 +32,8 @@ STUDENTS = ("vit", "t2t_vit")
 
 The models of such a family have ``embed`` (images to tokens with positions), ``encode`` (those to
 tokens behind the blocks) and ``classify`` (these to logits), and one token more disturbs none of
-them; its param tree takes the number of tokens that go through the blocks.
+them. Its param tree takes the number of tokens that go through the blocks; its config says
+``tokens``, ``embed_dim``, ``norm_eps`` and ``init_scheme``.
 """
 
 Share = Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)]
