@@ -37,7 +37,6 @@ def command(
     from isovit.parity.harness import BackendError, parity
     from isovit.preprocess import load_images
     from isovit.spec.config import BaseConfig, parse_assignments, require_model
-    from isovit.spec.config import Spec, parse_assignments
     from isovit.spec.families import resolve_config
     from isovit.weight_convert.files import check_target
     from isovit.weight_convert.store import checkpoint_of, names_file
@@ -47,7 +46,6 @@ def command(
     fields = parse_assignments(changes or [])
     subject = checkpoint_of(model, fields) if names_file(model) else resolve_config(model, fields)
     config = subject if isinstance(subject, BaseConfig) else subject.config
-    config = subject if isinstance(subject, Spec) else subject.config
     names = [name.strip() for name in backends.split(",")]
     with progress("parity", len(names)) as step:
         try:

@@ -324,9 +324,6 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 
 
 def json_schema(cls: type[BaseConfig]) -> dict[str, Any]:
-    """JSON Schema of a family's config, or an objective's."""
-    return msgspec.json.schema(cls)
-def json_schema(cls: type[Spec]) -> dict[str, Any]:
     """JSON Schema of a family's config, or an objective's.
 
     The config of a model within it that may be of any family is one of the families' schemas.

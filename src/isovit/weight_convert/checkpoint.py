@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from isovit.backends import backend_of, get_backend
-from isovit.spec.config import BaseConfig
 from isovit.errors import InputError
+from isovit.spec.config import BaseConfig
 from isovit.spec.families import param_tree
 from isovit.spec.layout import check_shapes
 from isovit.weight_convert.tensors import Tensors

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from isovit.spec.blocks import TransformerConfig
-from isovit.spec.config import Config, Epsilon, Spec, require
+from isovit.spec.config import Config, Epsilon, BaseConfig, require
 from isovit.spec.families import family_module, vit
 from isovit.spec.families.vit import ViTConfig
 from isovit.spec.param import Param, ParamTree, Role, dense, layer_norm
@@ -39,7 +39,7 @@ them. Its param tree takes the number of tokens that go through the blocks; its 
 Share = Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)]
 
 
-class DistillConfig(Spec, frozen=True, kw_only=True, tag="distill"):
+class DistillConfig(BaseConfig, frozen=True, kw_only=True, tag="distill"):
     """Config of a distillation.
 
     Called with (batch, height, width, channels) images, ``targets``, (batch, classes)
@@ -101,7 +101,7 @@ class DistillConfig(Spec, frozen=True, kw_only=True, tag="distill"):
 
     @property
     def parts(self) -> Mapping[str, Config]:
-        """See ``Spec.parts``."""
+        """See ``BaseConfig.parts``."""
         return {"student": self.student}
 
     @property
