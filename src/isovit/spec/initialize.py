@@ -36,8 +36,8 @@ def init(config: BaseConfig, seed: int = 0) -> dict[str, Array]:
 
 
 def draw(param: Param, path: str, seed: int) -> Array:
-    """One parameter of ``init``: float32, by its path and the seed alone."""
-    rng, init = _generator(seed, path), param.init
+    """One parameter of ``init``: float32, by the seed and its path alone, or that of its source."""
+    rng, init = _generator(seed, param.source or path), param.init
     if init.grid is not None:
         tokens, dim = param.shape[-2:]
         table = sincos_positions(init.grid, dim, tokens - math.prod(init.grid), init.value)
@@ -51,7 +51,7 @@ def probe(config: BaseConfig, seed: int = 0) -> dict[str, Array]:
     Published initialisations hide faults: zero biases hide a missing bias, unit scales a missing
     norm, and kernels of 0.02 a permuted q and k. Here kernels keep the variance of their input,
     scales are 1 + N(0, 0.2²), biases N(0, 0.2²), tokens and positions N(0, 0.5²), running means
-    N(0, 0.2²) and running variances the exponential of such a number. Parameters that do not train
+    N(0, 0.2²) and running variances the exponential of such a number. Parameters that nothing moves
     (sinusoid, random features) are what they always are.
 
     Args:
@@ -63,7 +63,7 @@ def probe(config: BaseConfig, seed: int = 0) -> dict[str, Array]:
     """
     weights = init(config, seed)
     for path, param in param_tree(config).parameters().items():
-        if param.trainable or param.role in STATISTICS:
+        if param.trainable or param.moves or param.role in STATISTICS:
             mean, std = _probe_moments(param)
             noise = _generator(seed, "probe." + path).standard_normal(param.shape)
             drawn = mean + std * param.probe_gain * noise

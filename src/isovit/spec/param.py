@@ -59,6 +59,10 @@ class Param:
     Attributes:
         probe_gain: factor on the standard deviation of probe weights, for the rare layer whose
             inputs must stay small for the function to be well conditioned.
+        source: path of the parameter whose draw it repeats, where the two start alike, as a teacher
+            and its student do; None for a draw of its own.
+        moves: whether training moves it though no gradient does, as an average of other parameters;
+            ``probe`` then draws it like one that trains.
     """
 
     name: str
@@ -67,6 +71,8 @@ class Param:
     init: Init
     trainable: bool = True
     probe_gain: float = 1.0
+    source: str | None = None
+    moves: bool = False
 
 
 @dataclass(frozen=True)

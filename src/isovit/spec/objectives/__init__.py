@@ -13,5 +13,6 @@ OBJECTIVES = {
     "simmim": "SimMIM",
     "mpp": "MPP",
     "distill": "Distill",
+    "dino": "DINO",
 }
 """Objective name to the class name that its spec and models share."""

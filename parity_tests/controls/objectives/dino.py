@@ -1,0 +1,6 @@
+"""Faults of ports of DINO."""
+
+CASES = {}
+FAULTS = []
+HARMLESS = []
+GRADIENT_FAULTS = []

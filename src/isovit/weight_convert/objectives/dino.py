@@ -1,0 +1,4 @@
+"""Rename tables of DINO."""
+
+TABLES = {}
+MISFITS = {}
