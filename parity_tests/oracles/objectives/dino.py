@@ -8,7 +8,7 @@ import numpy as np
 
 from isovit.spec.families import home
 from isovit.spec.objectives.dino import DINOConfig
-from parity_tests.oracles.arrays import ACTIVATIONS, Array
+from parity_tests.oracles.arrays import ACTIVATIONS, Array, widen
 from parity_tests.oracles.arrays import Reference as Base
 
 
@@ -22,13 +22,13 @@ class Network(Base):
         config = self.config
         family = import_module(f"parity_tests.oracles.{home(config.net.family)}")
         net = self.part("net", family.Reference, config.net)
-        x = net.keep("", net.output(images))
+        x = self.keep("net", net.output(images))
         for i in range(config.head_layers):
             x = self.dense(f"head.mlp.{i}", x)
             if config.head_last_activation or i != config.head_layers - 1:
                 x = ACTIVATIONS[config.activation](x)
         x = np.stack([row / longer(length(row), config.normalize_eps) for row in x])
-        return self.keep("", self.keep("head", self.last_layer(x)))
+        return self.keep("head", self.last_layer(x))
 
     def last_layer(self, x: Array) -> Array:
         """The product behind the vector of length 1."""
@@ -49,8 +49,9 @@ class Reference(Base):
         """See ``Reference.output``."""
         config = self.config
         student, teacher = (self.part(n, Network, config) for n in ("student", "teacher"))
-        ours = [student.output(view) for view in np.moveaxis(images, 1, 0)]
-        theirs = [teacher.output(view) for view in np.moveaxis(teacher_images, 1, 0)]
+        images, teacher_images = (np.moveaxis(x, 1, 0) for x in (images, widen(teacher_images)))
+        ours = [self.keep("student", student.output(view)) for view in images]
+        theirs = [self.keep("teacher", teacher.output(view)) for view in teacher_images]
         total, count = 0.0, 0
         for t, wanted in enumerate(theirs):
             for s, said in enumerate(ours):
