@@ -1,0 +1,246 @@
+"""DINO's moving parts, and DINO beside vit-pytorch's and the official head and loss."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from isovit.backends import model_class
+from isovit.errors import InputError
+from isovit.spec.families import config as variant
+from isovit.spec.families import param_tree
+from isovit.spec.families.vit import ViTConfig
+from isovit.spec.initialize import init, probe
+from isovit.spec.objectives.dino import DINOConfig
+from isovit.weight_convert.formats import FORMATS, rename_table
+from parity_tests.agreement import assert_agree, assert_outputs_agree
+from parity_tests.examples import TRAINERS
+from parity_tests.objectives.dino import HEAD, NET, NETS
+from parity_tests.oracles import dino as official
+from parity_tests.oracles.arrays import reference
+from parity_tests.oracles.importing import import_oracle
+from parity_tests.oracles.objectives.dino import Network
+from parity_tests.strategies import Case
+from parity_tests.subject import Subject
+from parity_tests.test_foreign import randomised
+
+Weights = dict[str, np.ndarray]
+
+CASE = TRAINERS["dino_official"]
+DECAY, MOMENTUM = 0.75, 0.9
+FIELDS = {name: getattr(CASE.config, name) for name in CASE.config.__struct_fields__}
+
+
+# --- what moves -----------------------------------------------------------------------------------
+
+
+def step(backend: Subject, case: Case, model: Any) -> np.ndarray:
+    """The losses, then both updates, as a user writes them; there is no optimiser."""
+    module = backend.module("objectives.dino")
+    teacher = model.project_teacher(backend.tensor(case.others["teacher_images"]))
+    losses = model.losses(model.project_student(backend.tensor(case.images)), teacher)
+    module.update_center(model, teacher, MOMENTUM)
+    module.update_teacher(model, DECAY)
+    return backend.array(losses)
+
+
+def said_by_teacher(case: Case, weights: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(batch, teacher_views, out_dim), by the NumPy reference."""
+    prefix = "teacher."
+    inner = {p.removeprefix(prefix): a for p, a in weights.items() if p.startswith(prefix)}
+    views = np.moveaxis(case.others["teacher_images"].astype(np.float64), 1, 0)
+    return np.stack([Network(case.config, inner).output(view) for view in views], axis=1)
+
+
+def stepped(case: Case, *, decay: float = DECAY, said: np.ndarray | None = None) -> Weights:
+    """The weights behind one step, in NumPy."""
+    weights = {path: array.astype(np.float64) for path, array in case.weights.items()}
+    params = param_tree(case.config).parameters()
+    said = said_by_teacher(case, weights) if said is None else said
+    found = dict(weights)
+    found["center"] = MOMENTUM * weights["center"] + (1 - MOMENTUM) * said.mean(axis=(0, 1))[None]
+    for path, param in params.items():
+        if param.source and params[param.source].trainable:
+            found[path] = decay * weights[path] + (1 - decay) * weights[param.source]
+    return found
+
+
+MOVED = {
+    "dino_official": CASE,
+    "dino_pytorch": TRAINERS["dino_pytorch"],
+    "dino_with_batch_norm": Case(
+        DINOConfig(net=next(net for net in NETS if net.family == "levit"), **HEAD)
+    ),
+    "dino_with_random_features": Case(
+        DINOConfig(net=next(net for net in NETS if net.family == "t2t_vit"), **HEAD)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_a_step_moves_centre_and_teacher(backend: Subject, name: str) -> None:
+    case = MOVED[name]
+    model = backend.build(case)
+    losses = step(backend, case, model)
+    wanted = reference(case.config, case.weights, case.images, case.others)[""]
+    assert_outputs_agree(losses, wanted)
+    found = backend.runtime.read(model)
+    assert_agree(found, stepped(case), "output")
+    for path, param in param_tree(case.config).parameters().items():
+        if path.startswith("student."):  # nothing moved them: not one bit
+            np.testing.assert_array_equal(found[path], case.weights[path])
+        elif not param.moves:  # running statistics, random features, lengths of 1
+            np.testing.assert_array_equal(found[path], case.weights[path])
+
+
+def test_a_step_that_is_another_is_seen(backend: Subject) -> None:
+    """The average the wrong way round; the centre of what the student said, or of one view."""
+    model = backend.build(CASE)
+    step(backend, CASE, model)
+    found, said = backend.runtime.read(model), said_by_teacher(CASE, CASE.weights)
+    student = {p: a for p, a in CASE.weights.items() if p.startswith("student.")}
+    swapped = {p.replace("student.", "teacher.", 1): a for p, a in student.items()}
+    for wrong in (
+        stepped(CASE, decay=1 - DECAY),
+        stepped(CASE, said=said_by_teacher(CASE, {**CASE.weights, **swapped})),
+        stepped(CASE, said=said[:, :1]),
+        stepped(CASE, said=said[:1]),
+    ):
+        with pytest.raises(AssertionError, match="output beyond 1e-12"):
+            assert_agree(found, wrong, "output")
+
+
+def test_the_centre_moves_behind_the_loss(backend: Subject) -> None:
+    """What it was before belongs to this loss, what it is then to the next."""
+    model = backend.build(CASE)
+    first, second = step(backend, CASE, model), step(backend, CASE, model)
+    moved = stepped(CASE)
+    assert_outputs_agree(second, reference(CASE.config, moved, CASE.images, CASE.others)[""])
+    early = {**CASE.weights, "center": moved["center"]}
+    with pytest.raises(AssertionError, match="output beyond 1e-12"):
+        assert_outputs_agree(first, reference(CASE.config, early, CASE.images, CASE.others)[""])
+
+
+def test_a_call_may_give_the_teachers_temperature(backend: Subject) -> None:
+    """It is annealed while a model trains."""
+    model = backend.build(CASE)
+    inputs = [backend.tensor(x) for x in (CASE.images, CASE.others["teacher_images"])]
+    found = backend.array(model(*inputs, teacher_temp=0.07))
+    config = CASE.config.replace(teacher_temp=0.07)
+    assert_outputs_agree(found, reference(config, CASE.weights, CASE.images, CASE.others)[""])
+
+
+def teacher_gradient(backend: Subject, model: Any) -> np.ndarray:
+    """The gradient of the losses by the teacher's views, which none should reach."""
+    images = backend.tensor(CASE.images)
+    shown = backend.tensor(CASE.others["teacher_images"])
+    if backend.framework == "flax" or backend.name == "keras:jax":
+        import jax
+
+        return np.asarray(jax.grad(lambda shown: model(images, shown).sum())(shown))
+    if backend.name == "keras:tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(shown)
+            losses = model(images, shown)
+        nothing = tf.UnconnectedGradients.ZERO
+        return tape.gradient(losses, shown, unconnected_gradients=nothing).numpy()
+    shown, images = shown.detach().requires_grad_(), images.detach().requires_grad_()
+    losses = model(images, shown).sum()
+    _, found = torch.autograd.grad(losses, [images, shown], materialize_grads=True)
+    return found.numpy()
+
+
+def leave_gradients_be(backend: Subject, patch: pytest.MonkeyPatch) -> None:
+    """Take every stop of gradients out of a framework."""
+    if backend.framework == "torch":
+        patch.setattr(torch, "no_grad", torch.enable_grad)
+        patch.setattr(torch.Tensor, "detach", lambda self: self)
+    elif backend.framework == "flax":
+        import jax
+
+        patch.setattr(jax.lax, "stop_gradient", lambda x: x)
+    else:
+        import keras
+
+        patch.setattr(keras.ops, "stop_gradient", lambda x: x)
+
+
+def test_no_gradient_reaches_the_teacher(backend: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = backend.build(CASE)
+    assert not teacher_gradient(backend, model).any()
+    leave_gradients_be(backend, monkeypatch)  # and now one does
+    assert np.abs(teacher_gradient(backend, model)).max() > 1e-6
+
+
+# --- the spec -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_a_teacher_starts_as_its_student(name: str) -> None:
+    config = MOVED[name].config
+    drawn = init(config, seed=3)
+    teacher = {path for path in drawn if path.startswith("teacher.")}
+    assert len(teacher) == (len(drawn) - 1) / 2
+    for path in teacher:
+        student = drawn[path.replace("teacher.", "student.", 1)]
+        np.testing.assert_array_equal(drawn[path], student, err_msg=path)
+    assert not drawn["center"].any()
+
+
+def test_probe_weights_tell_teacher_and_student_apart() -> None:
+    """Else a test could not see which of the two a model has used; what is fixed stays."""
+    config = MOVED["dino_with_random_features"].config
+    drawn, params = probe(config), param_tree(config).parameters()
+    assert drawn["center"].any()
+    for path, param in params.items():
+        if param.source:
+            alike = np.array_equal(drawn[path], drawn[param.source])
+            assert alike is not params[param.source].trainable, path
+
+
+def test_the_teacher_skips_no_branch() -> None:
+    config = variant("dino_vit_s16")
+    assert config.net.drop_path_rate == 0.1
+    assert config.teacher_net == config.net.replace(drop_path_rate=0.0)
+    net = ViTConfig(**NET, drop_path_rate=0.2)
+    model = model_class("torch", "dino")(DINOConfig(net=net, **HEAD))
+    rates = [part.net.blocks[-1].drop_path1.rate for part in (model.student, model.teacher)]
+    assert rates == [0.2, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"net": ViTConfig(**{**NET, "num_classes": 3})}, r"net\.num_classes=3: must be 0"),
+        ({"net": ViTConfig(**NET, pool="none")}, "net='vit': must return one vector"),
+        ({"views": 1, "teacher_views": 1}, "views=1: no pair"),
+        ({"bottleneck_dim": 1}, "bottleneck_dim=1: of length 1, one number is a sign"),
+        ({"out_dim": 1}, "out_dim=1: one number is always probability 1"),
+        ({"last_layer": "dense"}, "last_gain_trains=True: needs last_layer=weight_norm"),
+        ({"student_temp": 0.0}, "student_temp=0.0"),
+        ({"net": CASE.config}, "net: wanted the config of a model, got dino"),
+    ],
+    ids=str,
+)
+def test_a_config_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        CASE.config.replace(
+            **{k: getattr(v, "to_dict", lambda v=v: v)() for k, v in changes.items()}
+        )
+
+
+@pytest.mark.parametrize("which", ["images", "teacher_images"])
+def test_views_of_another_number_are_refused(backend: Subject, which: str) -> None:
+    given = {"images": CASE.images, **CASE.others}
+    given[which] = given[which][:, :1]
+    model = backend.build(CASE)
+    with pytest.raises(InputError, match=rf"{which} have the shape \(2, 1, 12, 8, 3\); DINO wants"):
+        model(*(backend.tensor(given[name]) for name in ("images", "teacher_images")))
