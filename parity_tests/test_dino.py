@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import isovit
 from isovit.backends import model_class
 from isovit.errors import InputError
 from isovit.spec.families import config as variant
@@ -43,11 +44,25 @@ FIELDS = {name: getattr(CASE.config, name) for name in CASE.config.__struct_fiel
 def step(backend: Subject, case: Case, model: Any) -> np.ndarray:
     """The losses, then both updates, as a user writes them; there is no optimiser."""
     module = backend.module("objectives.dino")
-    teacher = model.project_teacher(backend.tensor(case.others["teacher_images"]))
-    losses = model.losses(model.project_student(backend.tensor(case.images)), teacher)
-    module.update_center(model, teacher, MOMENTUM)
-    module.update_teacher(model, DECAY)
-    return backend.array(losses)
+
+    def run(model: Any, images: Any, teacher_images: Any) -> Any:
+        teacher = model.project_teacher(teacher_images)
+        losses = model.losses(model.project_student(images), teacher)
+        module.update_center(model, teacher, MOMENTUM)
+        module.update_teacher(model, DECAY)
+        return losses
+
+    inputs = [backend.tensor(x) for x in (case.images, case.others["teacher_images"])]
+    return backend.array(compiled(backend, run)(model, *inputs))
+
+
+def compiled(backend: Subject, run: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of a model, compiled where every operation else is."""
+    if backend.framework != "flax":
+        return run
+    from flax import nnx
+
+    return nnx.jit(run)
 
 
 def said_by_teacher(case: Case, weights: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -131,7 +146,8 @@ def test_a_call_may_give_the_teachers_temperature(backend: Subject) -> None:
     """It is annealed while a model trains."""
     model = backend.build(CASE)
     inputs = [backend.tensor(x) for x in (CASE.images, CASE.others["teacher_images"])]
-    found = backend.array(model(*inputs, teacher_temp=0.07))
+    run = compiled(backend, lambda model, *inputs: model(*inputs, teacher_temp=0.07))
+    found = backend.array(run(model, *inputs))
     config = CASE.config.replace(teacher_temp=0.07)
     assert_outputs_agree(found, reference(config, CASE.weights, CASE.images, CASE.others)[""])
 
@@ -143,7 +159,7 @@ def teacher_gradient(backend: Subject, model: Any) -> np.ndarray:
     if backend.framework == "flax" or backend.name == "keras:jax":
         import jax
 
-        return np.asarray(jax.grad(lambda shown: model(images, shown).sum())(shown))
+        return np.asarray(jax.jit(jax.grad(lambda shown: model(images, shown).sum()))(shown))
     if backend.name == "keras:tensorflow":
         import tensorflow as tf
 
@@ -244,3 +260,203 @@ def test_views_of_another_number_are_refused(backend: Subject, which: str) -> No
     model = backend.build(CASE)
     with pytest.raises(InputError, match=rf"{which} have the shape \(2, 1, 12, 8, 3\); DINO wants"):
         model(*(backend.tensor(given[name]) for name in ("images", "teacher_images")))
+
+
+# --- the originals --------------------------------------------------------------------------------
+
+
+class Pick(nn.Module):
+    """In the place of what makes views by chance: one of those that are given."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.index = index
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """One of the second axis."""
+        return x[:, self.index]
+
+
+def channels_first(views: np.ndarray) -> torch.Tensor:
+    """(batch, views, channels, height, width) float64."""
+    return torch.tensor(views, dtype=torch.float64).permute(0, 1, 4, 2, 3)
+
+
+PYTORCH = {
+    "as in the README": dict(projection_layers=4, student_temp=0.9, teacher_temp=0.04),
+    "two layers": dict(projection_layers=2, student_temp=0.3, teacher_temp=0.2),
+}
+
+
+def vit_pytorch_pair(told: dict[str, Any], config: pytest.Config) -> tuple[Any, DINOConfig]:
+    """A learner of vit-pytorch's with random weights, which sees our views, and its config."""
+    import_oracle("vit_pytorch.dino", config)
+    from vit_pytorch import ViT
+    from vit_pytorch.dino import Dino
+
+    net = ViTConfig(
+        image_size=8, patch_size=4, num_classes=0, patch_embed="norm_linear_norm", embed_dim=12,
+        depth=1, num_heads=2, head_dim=5, qkv_bias=False, mlp_dim=14, norm_eps=1e-5,
+    )  # fmt: skip
+    theirs = ViT(
+        image_size=8, patch_size=4, num_classes=3, dim=12, depth=1, heads=2, dim_head=5, mlp_dim=14
+    )
+    learner: Any = Dino(
+        theirs, image_size=8, hidden_layer="to_latent", projection_hidden_size=10,
+        num_classes_K=11, moving_average_decay=DECAY, center_moving_average_decay=MOMENTUM,
+        augment_fn=nn.Identity(), augment_fn2=nn.Identity(), **told,
+    )  # fmt: skip
+    learner = randomised(learner.double())
+    with torch.no_grad():
+        for param in learner.teacher_encoder.parameters():
+            param.copy_(param + torch.randn(param.shape).double() / 10)
+        learner.teacher_centers.copy_(torch.randn(1, 11) / 2)
+    # Of (batch, 4, …): first the student's views, then the teacher's.
+    learner.augment1, learner.augment2 = nn.Identity(), nn.Identity()
+    pairs = [(Pick(0), Pick(2)), (Pick(1), Pick(3))]
+    calls = {"local": 0, "global": 0}
+
+    def crop(kind: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        def picked(x: torch.Tensor) -> torch.Tensor:
+            calls[kind] += 1
+            return pairs[(calls[kind] - 1) % 2][kind == "global"](x)
+
+        return picked
+
+    for kind in calls:
+        vars(learner)["_modules"].pop(f"{kind}_crop")
+        setattr(learner, f"{kind}_crop", crop(kind))
+    ours = DINOConfig(
+        net=net,
+        head_layers=told["projection_layers"] - 1,
+        head_hidden_dim=10,
+        bottleneck_dim=10,
+        head_last_activation=True,
+        normalize_eps=1e-6,
+        last_layer="dense",
+        out_dim=11,
+        student_temp=told["student_temp"],
+        teacher_temp=told["teacher_temp"],
+    )
+    return learner, ours
+
+
+def read_state(state: Mapping[str, torch.Tensor], format: str, config: DINOConfig) -> Weights:
+    """A state dict as canonical weights."""
+    arrays = {name: tensor.detach().numpy().copy() for name, tensor in state.items()}
+    params = param_tree(config).parameters()
+    found = rename_table(format, config).read(params, arrays, FORMATS[format].layout)
+    return {path: found[path] for path in params}
+
+
+@pytest.mark.oracles
+@pytest.mark.parametrize("name", PYTORCH)
+def test_vit_pytorch(backend: Subject, name: str, pytestconfig: pytest.Config) -> None:
+    """Its losses, and its weights behind a step."""
+    torch.manual_seed(0)
+    learner, config = vit_pytorch_pair(PYTORCH[name], pytestconfig)
+    case = Case(config)
+    vars(case)["weights"] = read_state(learner.state_dict(), "vit_pytorch", config)
+    views = channels_first(np.concatenate([case.images, case.others["teacher_images"]], axis=1))
+    with torch.no_grad():
+        wanted = np.array([learner(view).item() for view in views.split(1)])  # one by one
+        learner(views)
+        learner.update_moving_average()
+    model = backend.build(case)
+    assert_outputs_agree(step(backend, case, model), wanted)
+    moved = read_state(learner.state_dict(), "vit_pytorch", config)
+    assert_agree(backend.runtime.read(model), moved, "output")
+
+
+def official_pair(config: pytest.Config) -> tuple[official.Training, DINOConfig]:
+    """The official head and loss around timm's ViT, with random weights, and its config."""
+    timm = import_oracle("timm.models.vision_transformer", config)
+    net = ViTConfig(
+        image_size=(8, 12), patch_size=4, num_classes=0, embed_dim=12, depth=1, num_heads=3,
+        mlp_dim=24,
+    )  # fmt: skip
+    ours = DINOConfig(
+        net=net, views=4, head_hidden_dim=14, bottleneck_dim=9, out_dim=11, last_gain_trains=True
+    )
+    backbones = tuple(
+        timm.VisionTransformer(
+            img_size=(8, 12), patch_size=4, embed_dim=12, depth=1, num_heads=3, mlp_ratio=2,
+            num_classes=0,
+        )
+        for _ in range(2)
+    )  # fmt: skip
+    training = official.Training(backbones, ours)
+    for network in (training.student, training.teacher):
+        randomised(network)
+    with torch.no_grad():
+        for param in training.teacher.parameters():
+            param.copy_(param + torch.randn(param.shape).double() / 10)
+    training.center = torch.randn(1, 11).double() / 2
+    return training, ours
+
+
+@pytest.mark.oracles
+def test_the_official_head_loss_and_file(
+    backend: Subject, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    """Read from the file of a training; then its losses, and its weights behind a step."""
+    torch.manual_seed(0)
+    training, config = official_pair(pytestconfig)
+    torch.save(training.checkpoint(), tmp_path / "a.pth")
+    case = Case(config)
+    vars(case)["weights"] = dict(isovit.load(tmp_path / "a.pth", config=config).weights)
+    crops, shown = (channels_first(x) for x in (case.images, case.others["teacher_images"]))
+
+    def views(x: torch.Tensor) -> list[torch.Tensor]:
+        return list(x.unbind(1))
+
+    one_by_one = [training.loss(views(c), views(s)) for c, s in zip(crops.split(1), shown.split(1))]
+    wanted = np.array([loss.item() for loss, _ in one_by_one])
+    training.move(training.loss(views(crops), views(shown))[1], MOMENTUM, DECAY)
+    model = backend.build(case)
+    assert_outputs_agree(step(backend, case, model), wanted)
+    torch.save(training.checkpoint(), tmp_path / "b.pth")
+    moved = isovit.load(tmp_path / "b.pth", config=config).weights
+    assert_agree(backend.runtime.read(model), dict(moved), "output")
+
+
+@pytest.mark.oracles
+def test_a_file_of_the_official_code(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    """Whole where all is wanted, the teacher's model where not; what does not fit is refused."""
+    training, config = official_pair(pytestconfig)
+    torch.save(training.checkpoint(optimizer={"state": {}}), tmp_path / "a.pth")
+    whole = isovit.load(tmp_path / "a.pth", config=config)
+    alone = isovit.load(tmp_path / "a.pth", changes={"num_heads": 3, "image_size": (8, 12)})
+    assert alone.config.family == "vit"
+    for path, array in alone.weights.items():
+        np.testing.assert_array_equal(array, whole.weights[f"teacher.net.{path}"])
+    with pytest.raises(InputError, match="misshaped"):
+        isovit.load(tmp_path / "a.pth", config=config.replace(out_dim=12), format="dino")
+    with pytest.raises(InputError, match="two models and a centre, which are read and not written"):
+        isovit.save(whole, tmp_path / "b.pth", "dino")
+
+
+@pytest.mark.oracles
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"head_last_activation": False},
+        {"normalize_eps": 3.0},
+        {"student_temp": 0.04, "teacher_temp": 0.9},
+        {"net.norm_eps": 1e-6},
+    ],
+    ids=str,
+)
+def test_a_config_that_is_not_the_originals_is_seen(
+    change: dict[str, Any], pytestconfig: pytest.Config
+) -> None:
+    torch.manual_seed(0)
+    learner, config = vit_pytorch_pair(PYTORCH["as in the README"], pytestconfig)
+    weights = read_state(learner.state_dict(), "vit_pytorch", config)
+    case = Case(config)
+    views = channels_first(np.concatenate([case.images, case.others["teacher_images"]], axis=1))
+    with torch.no_grad():
+        wanted = np.array([learner(view).item() for view in views.split(1)])
+    found = reference(config.replace(**change), weights, case.images, case.others)[""]
+    with pytest.raises(AssertionError, match="output beyond 1e-12"):
+        assert_outputs_agree(found, wanted)

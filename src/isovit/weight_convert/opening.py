@@ -21,7 +21,7 @@ from isovit.weight_convert.detect import Clues, detect
 from isovit.weight_convert.formats import FORMATS, HEADER_KEY, SUFFIXES, suffix_of, table
 from isovit.weight_convert.rename import RenameTable
 from isovit.weight_convert.tensors import Spec, Tensors, renaming
-from isovit.weight_convert.unwrap import state_dict, unwrap
+from isovit.weight_convert.unwrap import state_dict, together, unwrap
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,8 @@ def _open_folder(path: Path, wanted: Wanted) -> Opened:
 def _open_pth(path: Path, suffix: str, wanted: Wanted) -> Opened:
     content = files.read_pth(path)
     try:
-        wrapper, weights = state_dict(content, wanted.ema)
+        whole = together(content, _together(wanted))
+        wrapper, weights = ("", whole) if whole else state_dict(content, wanted.ema)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     arrays = files.torch_tensors(path, weights)
@@ -141,6 +142,14 @@ def _open_pth(path: Path, suffix: str, wanted: Wanted) -> Opened:
         raise InputError(f"{path}: holds no tensors; wanted a state dict")
     around = {"wrapper": wrapper, "container": suffix, "arch": _text(content.get("arch"))}
     return _identify(path, arrays, _text(content.get(HEADER_KEY)), wanted, **around)
+
+
+def _together(wanted: Wanted) -> tuple[str, ...]:
+    """The keys under which a training keeps what the wanted objective is made of, if it does."""
+    if wanted.config is None:
+        return ()
+    tables = import_module(f"isovit.weight_convert.{home(wanted.config.family)}")
+    return getattr(tables, "TOGETHER", ())
 
 
 def _identify(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from isovit.errors import InputError
 from isovit.weight_convert.tensors import Spec, Tensors, check_number, renaming
@@ -71,6 +71,23 @@ def state_dict(content: Mapping[str, Any], ema: bool) -> tuple[str, Mapping[str,
     if not ema and wanted[0] in AVERAGED:
         raise InputError(f"holds averaged weights alone, under {wanted[0]!r}; leave out --no-ema")
     return wanted[0], content[wanted[0]]
+
+
+def together(content: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any] | None:
+    """State dicts under several keys as one, each name behind its key; None unless all are there.
+
+    Args:
+        content: what ``torch.save`` wrote.
+        keys: of the state dicts; none where a model is kept in one.
+    """
+    parts = {key: content.get(key) for key in keys}
+    if not parts or not all(isinstance(part, Mapping) for part in parts.values()):
+        return None
+    return {
+        f"{key}.{str(name).removeprefix('module.')}": value
+        for key, part in parts.items()
+        for name, value in cast("Mapping[Any, Any]", part).items()
+    }
 
 
 def unwrap(tensors: Tensors, wrapper: str = "") -> Content:

@@ -158,7 +158,7 @@ class DINO(nnx.Module):
         student: Float[Array, "batch views out_dim"],
         teacher: Float[Array, "batch teacher_views out_dim"],
         teacher_temp: float | None = None,
-    ) -> Float[Array, "batch"]:
+    ) -> Float[Array, " batch"]:
         """Of each image, the mean cross-entropy of the pairs of views."""
         temp = self.config.teacher_temp if teacher_temp is None else teacher_temp
         center = self.center[...].astype(teacher.dtype)
@@ -172,7 +172,7 @@ class DINO(nnx.Module):
         images: Float[Array, "batch views height width channels"],
         teacher_images: Float[Array, "batch teacher_views height width channels"],
         teacher_temp: float | None = None,
-    ) -> Float[Array, "batch"]:
+    ) -> Float[Array, " batch"]:
         student, teacher = self.project_student(images), self.project_teacher(teacher_images)
         return self.losses(student, teacher, teacher_temp)
 

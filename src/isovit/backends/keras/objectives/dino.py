@@ -157,7 +157,7 @@ class DINO(SpecModel):
         student: Float[Tensor, "batch views out_dim"],
         teacher: Float[Tensor, "batch teacher_views out_dim"],
         teacher_temp: float | None = None,
-    ) -> Float[Tensor, "batch"]:
+    ) -> Float[Tensor, " batch"]:
         """Of each image, the mean cross-entropy of the pairs of views."""
         temp = self.config.teacher_temp if teacher_temp is None else teacher_temp
         center = ops.cast(self.center, teacher.dtype)
@@ -172,7 +172,7 @@ class DINO(SpecModel):
         teacher_images: Float[Tensor, "batch teacher_views height width channels"],
         teacher_temp: float | None = None,
         training: bool | None = None,
-    ) -> Float[Tensor, "batch"]:
+    ) -> Float[Tensor, " batch"]:
         student = self.project_student(images, training=training)
         teacher = self.project_teacher(teacher_images, training=training)
         return self.losses(student, teacher, teacher_temp)

@@ -113,7 +113,7 @@ class DINO(nn.Module):
         student: Float[Tensor, "batch views out_dim"],
         teacher: Float[Tensor, "batch teacher_views out_dim"],
         teacher_temp: float | None = None,
-    ) -> Float[Tensor, "batch"]:
+    ) -> Float[Tensor, " batch"]:
         """Of each image, the mean cross-entropy of the pairs of views."""
         temp = self.config.teacher_temp if teacher_temp is None else teacher_temp
         probs = torch.softmax((teacher.detach() - self.center) / temp, dim=-1)
@@ -126,7 +126,7 @@ class DINO(nn.Module):
         images: Float[Tensor, "batch views height width channels"],
         teacher_images: Float[Tensor, "batch teacher_views height width channels"],
         teacher_temp: float | None = None,
-    ) -> Float[Tensor, "batch"]:
+    ) -> Float[Tensor, " batch"]:
         student, teacher = self.project_student(images), self.project_teacher(teacher_images)
         return self.losses(student, teacher, teacher_temp)
 
