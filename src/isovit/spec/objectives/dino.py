@@ -31,6 +31,7 @@ from isovit.spec.config import (
 )
 from isovit.spec.families.vit import SIZES, ViTConfig
 from isovit.spec.param import ONES, ZEROS, Init, Param, ParamTree, Role, dense, join, repeat
+from isovit.spec.published import Published
 from isovit.spec.scheme import Scheme
 
 
@@ -81,7 +82,7 @@ class DINOConfig(Spec, frozen=True, kw_only=True, tag="dino"):
     init_scheme: InitScheme = "timm"
 
     def check(self) -> None:
-        """Check that the net gives one vector, that two views meet, and that nothing is constant."""
+        """Check that the net gives one vector, that views are compared, that no output is fixed."""
         classes = self.net.num_classes
         require(classes == 0, "net.num_classes", classes, "must be 0 here")
         output = families.param_tree(self.net).output
@@ -160,9 +161,9 @@ class DINOConfig(Spec, frozen=True, kw_only=True, tag="dino"):
     @property
     def head_dims(self) -> tuple[int, ...]:
         """Width of the features, and behind each product of the head up to the last."""
-        (features,) = families.param_tree(self.net).output or ()
+        features = families.param_tree(self.net).output or ()
         hidden = (self.head_hidden_dim,) * (self.head_layers - 1)
-        return (features, *hidden, self.bottleneck_dim)
+        return (*features, *hidden, self.bottleneck_dim)
 
     def draw(self, batch: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """The teacher's views, standard normal."""
@@ -248,9 +249,15 @@ PYTORCH: dict[str, Any] = dict(
     init_scheme="vit_pytorch",
 )
 
+PAPER = "Caron et al. 2021, arXiv:2104.14294, table 2"
+
 VARIANTS: dict[str, DINOConfig] = {
-    "dino_vit_s16": DINOConfig(),  # Caron et al. 2021, appendix C; the official code's defaults
+    # Caron et al. 2021, section 3.2; numbers of the head and stochastic depth of the official code.
+    "dino_vit_s16": DINOConfig(),
     "dino_vit_pytorch": DINOConfig(**PYTORCH),
 }
+
+# A linear classifier on the frozen teacher, which was trained with smaller views as well.
+PUBLISHED: dict[str, Published] = {"dino_vit_s16": Published(PAPER, 77.0)}
 
 ALIASES: dict[str, str] = {}
