@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 import isovit
-from isovit.backends import model_class
+from isovit.backends import get_backend, model_class
 from isovit.errors import InputError
 from isovit.spec.families import config as variant
 from isovit.spec.families import param_tree
 from isovit.spec.families.vit import ViTConfig
 from isovit.spec.initialize import init, probe
 from isovit.spec.objectives.dino import DINOConfig
+from isovit.spec.param import STATISTICS
 from isovit.weight_convert.formats import FORMATS, rename_table
 from parity_tests.agreement import assert_agree, assert_outputs_agree
 from parity_tests.examples import TRAINERS
@@ -150,11 +151,35 @@ def test_a_call_may_give_the_teachers_temperature(backend: Subject) -> None:
     assert_outputs_agree(found, reference(config, CASE.weights, CASE.images, CASE.others)[""])
 
 
+def trained(backend: Subject, case: Case) -> dict[str, np.ndarray]:
+    """The losses in training mode, and every running statistic behind them."""
+    model, by_call = backend.build(case), {}
+    if backend.framework == "keras":
+        by_call = {"training": True}
+    else:
+        model.train()
+    run = compiled(backend, lambda model, *inputs: model(*inputs, **by_call))
+    inputs = [backend.tensor(x) for x in (case.images, case.others["teacher_images"])]
+    losses, params = backend.array(run(model, *inputs)), param_tree(case.config).parameters()
+    weights = backend.runtime.read(model)
+    kept = {path: weights[path] for path, param in params.items() if param.role in STATISTICS}
+    return {"losses": losses, **kept}
+
+
+def test_in_training_the_teacher_has_statistics_of_its_own(backend: Subject) -> None:
+    """Keras would keep those of a layer that does not train, and normalise by them."""
+    case = Case(MOVED["dino_with_batch_norm"].config, batch=4)
+    found = trained(backend, case)
+    for path in found.keys() - {"losses"}:
+        assert not np.array_equal(found[path], case.weights[path]), path
+    assert_agree(found, trained(Subject("torch", get_backend("torch")), case), "activation")
+
+
 def teacher_gradient(backend: Subject, model: Any) -> np.ndarray:
     """The gradient of the losses by the teacher's views, which none should reach."""
     images = backend.tensor(CASE.images)
     shown = backend.tensor(CASE.others["teacher_images"])
-    if backend.framework == "flax" or backend.name == "keras:jax":
+    if backend.name in ("flax", "keras:jax"):
         import jax
 
         return np.asarray(jax.jit(jax.grad(lambda shown: model(images, shown).sum()))(shown))

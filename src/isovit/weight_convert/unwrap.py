@@ -83,11 +83,12 @@ def together(content: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any
     parts = {key: content.get(key) for key in keys}
     if not parts or not all(isinstance(part, Mapping) for part in parts.values()):
         return None
-    return {
-        f"{key}.{str(name).removeprefix('module.')}": value
-        for key, part in parts.items()
-        for name, value in cast("Mapping[Any, Any]", part).items()
-    }
+    found: dict[str, Any] = {}
+    for key, part in parts.items():
+        named = {str(name): value for name, value in cast("Mapping[Any, Any]", part).items()}
+        prefix = "module." if all(name.startswith("module.") for name in named) else ""
+        found |= {f"{key}.{name.removeprefix(prefix)}": value for name, value in named.items()}
+    return found
 
 
 def unwrap(tensors: Tensors, wrapper: str = "") -> Content:
