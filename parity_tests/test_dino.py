@@ -14,6 +14,7 @@ from torch import nn
 import isovit
 from isovit.backends import get_backend, model_class
 from isovit.errors import InputError
+from isovit.spec.config import Config
 from isovit.spec.families import config as variant
 from isovit.spec.families import param_tree
 from isovit.spec.families.vit import ViTConfig
@@ -458,6 +459,34 @@ def test_a_file_of_the_official_code(tmp_path: Path, pytestconfig: pytest.Config
         isovit.load(tmp_path / "a.pth", config=config.replace(out_dim=12), format="dino")
     with pytest.raises(InputError, match="two models and a centre, which are read and not written"):
         isovit.save(whole, tmp_path / "b.pth", "dino")
+
+
+def has_names(net: Config) -> bool:
+    """Whether vit-pytorch has a model with just these parameters."""
+    try:
+        table, layout = rename_table("vit_pytorch", net), FORMATS["vit_pytorch"].layout
+        table.write(param_tree(net).parameters(), probe(net), layout)
+    except InputError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("net", list(filter(has_names, NETS)), ids=lambda net: net.family)
+def test_vit_pytorchs_names_hold_any_model_that_it_has(net: Config) -> None:
+    """Every parameter has a name of its own, and comes back from it."""
+    config = DINOConfig(net=net, last_layer="dense", **HEAD)
+    params, weights = param_tree(config).parameters(), probe(config)
+    table, layout = rename_table("vit_pytorch", config), FORMATS["vit_pytorch"].layout
+    foreign = table.write(params, weights, layout)
+    sides = ("student_encoder.", "teacher_encoder.", "teacher_centers")
+    assert all(name.startswith(sides) for name in foreign)
+    found = table.read(params, foreign, layout)
+    for path, array in weights.items():
+        np.testing.assert_array_equal(found[path], array, err_msg=path)
+
+
+def test_those_models_are_of_most_families() -> None:
+    assert len({net.family for net in NETS if has_names(net)}) >= 9
 
 
 @pytest.mark.oracles
