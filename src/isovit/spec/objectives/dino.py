@@ -26,7 +26,7 @@ from isovit.spec.config import (
     Epsilon,
     InitScheme,
     Positive,
-    Spec,
+    BaseConfig,
     require,
 )
 from isovit.spec.families.vit import SIZES, ViTConfig
@@ -35,7 +35,7 @@ from isovit.spec.published import Published
 from isovit.spec.scheme import Scheme
 
 
-class DINOConfig(Spec, frozen=True, kw_only=True, tag="dino"):
+class DINOConfig(BaseConfig, frozen=True, kw_only=True, tag="dino"):
     """Config of DINO.
 
     Called with the student's views of each image, (batch, views, height, width, channels), and the
@@ -113,7 +113,7 @@ class DINOConfig(Spec, frozen=True, kw_only=True, tag="dino"):
         )
 
     def check_images(self, shape: Sequence[int | None]) -> None:
-        """See ``Spec.check_images``; here of the student's views."""
+        """See ``BaseConfig.check_images``; here of the student's views."""
         self._check_views("images", self.views, shape)
 
     def check_teacher_images(self, shape: Sequence[int | None]) -> None:
@@ -134,7 +134,7 @@ class DINOConfig(Spec, frozen=True, kw_only=True, tag="dino"):
 
     @property
     def parts(self) -> Mapping[str, Config]:
-        """See ``Spec.parts``."""
+        """See ``BaseConfig.parts``."""
         return {"net": self.net}
 
     @property
