@@ -309,8 +309,10 @@ class EfficientViT(SpecModel):
 
     def get_config(self) -> dict[str, Any]:
         """What ``from_config`` needs; a transformer that was handed in goes with it."""
-        handed_in = {"transformer": keras.saving.serialize_keras_object(self.transformer)}
-        return {**super().get_config(), **(handed_in if self.handed_in else {})}
+        config = super().get_config()
+        if self.handed_in:
+            config["transformer"] = keras.saving.serialize_keras_object(self.transformer)
+        return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
