@@ -10,6 +10,7 @@ from flax import nnx
 from rich.progress import track
 
 import isovit
+from isovit.backends.flax.objectives import dino
 
 
 @nnx.jit
@@ -26,6 +27,13 @@ def train_step(
     return loss
 
 
+@nnx.jit
+def move_teacher(model: nnx.Module, views: jax.Array) -> None:
+    """What no gradient moves: DINO's centre and teacher."""
+    dino.update_center(model, model.project_teacher(views), 0.9)
+    dino.update_teacher(model, 0.99)
+
+
 def pretrain(name: str, steps: int) -> list[float]:
     """Train one objective; gives the loss of every step."""
     model = isovit.build(digits.CONFIGS[name], "flax", device="cpu")
@@ -36,6 +44,8 @@ def pretrain(name: str, steps: int) -> list[float]:
     losses = []
     for batch in track(digits.batches(name, steps), description=name, total=steps):
         losses.append(float(train_step(model, optimizer, batch)))
+        if name == "dino":
+            move_teacher(model, batch["teacher_images"])
     return losses
 
 

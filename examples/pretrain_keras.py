@@ -15,6 +15,8 @@ def pretrain(name: str, steps: int) -> list[float]:
     model = isovit.build(digits.CONFIGS[name], "keras", device="cpu")
     import keras  # after build, which sets the engine
 
+    from isovit.backends.keras.objectives import dino
+
     keras.utils.set_random_seed(0)  # of the dropout
     first = next(digits.batches(name, 1))
     inputs = {
@@ -30,6 +32,10 @@ def pretrain(name: str, steps: int) -> list[float]:
     for batch in track(digits.batches(name, steps), description=name, total=steps):
         trainer.reset_metrics()  # else it gives the mean of all steps
         losses.append(float(trainer.train_on_batch(batch, nothing)))
+        if name == "dino":  # what no gradient moves
+            views = keras.ops.convert_to_tensor(batch["teacher_images"])
+            dino.update_center(model, model.project_teacher(views), 0.9)
+            dino.update_teacher(model, 0.99)
     return losses
 
 

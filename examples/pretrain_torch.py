@@ -9,6 +9,7 @@ from rich.progress import track
 from torch import nn
 
 import isovit
+from isovit.backends.torch.objectives import dino
 
 
 def pretrain(name: str, steps: int) -> list[float]:
@@ -26,6 +27,9 @@ def pretrain(name: str, steps: int) -> list[float]:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
+        if name == "dino":  # what no gradient moves
+            dino.update_center(model, model.project_teacher(inputs["teacher_images"]), 0.9)
+            dino.update_teacher(model, 0.99)
     return losses
 
 

@@ -10,13 +10,14 @@ import pytest
 
 from isovit.parity.budgets import PRECISION
 from isovit.parity.compare import error
-from parity_tests.examples import EXAMPLES, traced
+from parity_tests.examples import EXAMPLES, require_usual, traced
 from parity_tests.subject import Subject
 
 
 @pytest.mark.parametrize("dtype", PRECISION)
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_output_is_within_its_budget(backend: Subject, example: str, dtype: str) -> None:
+    require_usual(backend, example)
     found = traced(backend, example, dtype)[""]
     assert error(found, traced(backend, example, "float64")[""]) <= PRECISION[dtype]
 
@@ -24,6 +25,7 @@ def test_output_is_within_its_budget(backend: Subject, example: str, dtype: str)
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_float64_is_float64_in_every_module(backend: Subject, example: str) -> None:
     """What passed through float32 last would have no more than its digits; float32 has not."""
+    require_usual(backend, example)
     for path, array in traced(backend, example, "float64").items():
         assert not _fits_float32(array), path
     assert all(map(_fits_float32, traced(backend, example, "float32").values()))

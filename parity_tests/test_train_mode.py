@@ -14,7 +14,7 @@ from isovit.spec.blocks import TransformerConfig
 from isovit.spec.families import FAMILIES, param_tree
 from isovit.spec.param import STATISTICS
 from parity_tests.agreement import assert_agree, assert_outputs_agree
-from parity_tests.examples import EXAMPLES
+from parity_tests.examples import EXAMPLES, require_usual
 from parity_tests.oracles.arrays import reference
 from parity_tests.strategies import Case
 from parity_tests.subject import Subject
@@ -45,12 +45,14 @@ def _with_rates(example: str, *fields: str) -> Case:
 
 @pytest.mark.parametrize("example", RATES)
 def test_evaluation_ignores_every_rate(backend: Subject, example: str) -> None:
+    require_usual(backend, example)
     dropping = _with_rates(example, *RATES[example])
     np.testing.assert_array_equal(backend.forward(dropping), backend.forward(EXAMPLES[example]))
 
 
 @pytest.mark.parametrize("example", [name for name in RATES if name not in STATEFUL])
 def test_training_without_rates_is_evaluation(backend: Subject, example: str) -> None:
+    require_usual(backend, example)
     case = EXAMPLES[example]
     model = backend.build(case)
     trained = backend.train(model, case.images)
@@ -76,6 +78,7 @@ def test_training_moves_the_statistics_as_torch_does(backend: Subject, example: 
     ("example", "field"), [(example, field) for example in RATES for field in RATES[example]]
 )
 def test_each_rate_makes_training_stochastic(backend: Subject, example: str, field: str) -> None:
+    require_usual(backend, example)
     case = _with_rates(example, field)
     backend.seed()
     model = backend.build(case)

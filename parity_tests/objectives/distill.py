@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from isovit.spec.families.t2t_vit import T2TViTConfig
 from isovit.spec.families.vit import ViTConfig
 from isovit.spec.objectives.distill import STUDENTS, DistillConfig
-from parity_tests.families import t2t_vit, vit
+from parity_tests.families import efficient_vit, t2t_vit, vit
 
 EXAMPLES = {
     "distill_deit": DistillConfig(
@@ -27,8 +27,11 @@ EXAMPLES = {
         student=T2TViTConfig(**t2t_vit.SMALL, pool="mean_patches", final_norm="pooled"),
         temperature=0.7, reduction="numel",
     ),
+    "distill_nystrom": DistillConfig(  # whose landmarks, one token more, want other zeros
+        student=efficient_vit.EXAMPLES["efficient_nystrom"].replace(pool="mean"), hard=True
+    ),
 }  # fmt: skip
-"""Both forms, and a student of another family."""
+"""Both forms, and students of other families."""
 
 
 @st.composite

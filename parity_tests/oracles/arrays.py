@@ -179,6 +179,10 @@ class TransformerReference(Reference):
             x = self.block(f"blocks.{i}", block, x)
         return self.norm("norm", x) if self.config.final_norm == "tokens" else x
 
+    def head(self, x: Array) -> Array:
+        """The final norm, if it is over tokens, and ``classify``."""
+        return self.classify(self.norm("norm", x) if self.config.final_norm == "tokens" else x)
+
     def classify(self, x: Array) -> Array:
         """Pooling, the final norm if it is behind that, and heads."""
         config = self.config

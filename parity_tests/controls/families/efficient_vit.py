@@ -58,9 +58,15 @@ def rewrite_mix(model: Model, kind: type[nn.Module], mix: Callable[..., Tensor])
         module.mix = MethodType(mix, module)
 
 
+def missing(attn: Any, tokens: int) -> int:
+    """How many zeros so many tokens need."""
+    return -tokens % attn.num_landmarks
+
+
 def zeros_first(attn: Any, x: Tensor) -> Tensor:
     """The sound padding."""
-    return torch.cat([x.new_zeros(*x.shape[:2], attn.padding, x.shape[3]), x], dim=2)
+    zeros = x.new_zeros(*x.shape[:2], missing(attn, x.shape[2]), x.shape[3])
+    return torch.cat([zeros, x], dim=2)
 
 
 def means_of_neighbours(attn: Any, x: Tensor) -> Tensor:
@@ -163,7 +169,7 @@ def rewrite_linear(
 
 def zeros_behind(attn: Any, x: Tensor) -> Tensor:
     """Padding at the other end."""
-    return F.pad(x, (0, 0, 0, attn.padding))
+    return F.pad(x, (0, 0, 0, missing(attn, x.shape[2])))
 
 
 def padded_behind(model: Model, _: Patch) -> None:
@@ -175,7 +181,8 @@ def padding_not_counted(model: Model, _: Patch) -> None:
     """A landmark as the mean of the tokens in it, without the zeros: with a mask, as in BERT."""
 
     def landmarks(attn: Any, x: Tensor) -> Tensor:
-        ones = zeros_first(attn, torch.ones_like(x[:, :, attn.padding :, :1]))
+        tokens = torch.ones_like(x[:, :, model.config.padding :, :1])
+        ones = zeros_first(attn, tokens)
         return means_of_neighbours(attn, x) / means_of_neighbours(attn, ones)
 
     rewrite_nystrom(model, landmarks=landmarks)
@@ -195,13 +202,14 @@ def padding_projected(model: Model, _: Patch) -> None:
     """Zeros put before the projection, as in the package: with a bias they are zeros no more."""
 
     def forward(attn: Any, x: Tensor) -> Tensor:
-        x = F.pad(x, (0, 0, attn.padding, 0))
+        zeros = missing(attn, x.shape[1])
+        x = F.pad(x, (0, 0, zeros, 0))
         q, k, v = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q = q * attn.scale
         q_landmarks, k_landmarks = means_of_neighbours(attn, q), means_of_neighbours(attn, k)
         middle = stepwise(attn, over_keys(q_landmarks @ k_landmarks.mT))
         y = over_keys(q @ k_landmarks.mT) @ middle @ over_keys(q_landmarks @ k.mT) @ v
-        y = (y + convolved(attn, v))[:, :, attn.padding :]
+        y = (y + convolved(attn, v))[:, :, zeros:]
         return attn.proj(y.transpose(1, 2).flatten(2))
 
     rewrite(modules(model, NystromAttention), forward)

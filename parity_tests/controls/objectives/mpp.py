@@ -68,7 +68,7 @@ def rewrite_mpp(
         encoder, config = model.encoder, model.config.encoder
         x = tamper(flatten_patches(images, config), source, replaced, model.mask_token)
         x = mpp.unflatten_patches(x, config)
-        logits = model.to_bits(patches(encoder.norm(encoder.forward_tokens(x))))
+        logits = model.to_bits(patches(encoder.encode(encoder.embed(x))))
         labels = mpp.colour_labels(target(images, x), model.config)
         return mean(mpp.cross_entropy(logits, labels), masked, replaced)
 

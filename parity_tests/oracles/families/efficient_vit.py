@@ -35,16 +35,19 @@ class Reference(TransformerReference):
 
     def output(self, images: Array) -> Array:
         """See ``Reference.output``."""
-        config = self.config
-        x = self.patch_embed(images)
-        if config.class_token:
-            token = np.repeat(self.weights["cls_token"], len(x), axis=0)
-            x = np.concatenate([token, x], axis=1)
-        x = x + self.weights["pos_embed"]
-        for i, block in enumerate(config.blocks):
+        return self.classify(self.encode(self.embed(images)))
+
+    def embed(self, images: Array) -> Array:
+        """Every token, with its position."""
+        return self.positioned(self.patch_embed(images), positions_first=False)
+
+    def encode(self, x: Array) -> Array:
+        """The transformer, and the final norm if it is over tokens."""
+        for i, block in enumerate(self.config.blocks):
             x = self.block(f"transformer.blocks.{i}", block, x)
-        x = self.norm("transformer.norm", x) if config.transformer_norm else x
-        return self.head(self.keep("transformer", x))
+        x = self.norm("transformer.norm", x) if self.config.transformer_norm else x
+        x = self.keep("transformer", x)
+        return self.norm("norm", x) if self.config.final_norm == "tokens" else x
 
     def patch_embed(self, images: Array) -> Array:
         """Patches, row by row, to tokens."""

@@ -146,10 +146,15 @@ class EfficientViTConfig(TransformerConfig, frozen=True, kw_only=True, tag="effi
         return -self.tokens % self.num_landmarks
 
 
-def param_tree(config: EfficientViTConfig) -> ParamTree:
-    """The modules of an efficient ViT with their parameters, output shapes and multiply-adds."""
-    scheme, dim, tokens = Scheme(config.init_scheme), config.embed_dim, config.tokens
-    params = [Param("pos_embed", (1, tokens, dim), Role.OWN, scheme.positions())]
+def param_tree(config: EfficientViTConfig, tokens: int | None = None) -> ParamTree:
+    """The modules of an efficient ViT with their parameters, output shapes and multiply-adds.
+
+    Args:
+        config: of the model.
+        tokens: how many go through the transformer; None for those of the image.
+    """
+    scheme, dim, tokens = Scheme(config.init_scheme), config.embed_dim, tokens or config.tokens
+    params = [Param("pos_embed", (1, config.tokens, dim), Role.OWN, scheme.positions())]
     if config.class_token:
         params.insert(0, Param("cls_token", (1, 1, dim), Role.OWN, scheme.class_token()))
     lead = () if config.final_norm == "pooled" else (tokens,)
@@ -159,7 +164,7 @@ def param_tree(config: EfficientViTConfig) -> ParamTree:
         params=tuple(params),
         children=(
             patch_embed(config.stem, scheme),
-            _transformer(config, scheme),
+            _transformer(config, tokens, scheme),
             *norm,
             *head("head", config, scheme),
         ),
@@ -167,23 +172,23 @@ def param_tree(config: EfficientViTConfig) -> ParamTree:
     )
 
 
-def _transformer(config: EfficientViTConfig, scheme: Scheme) -> ParamTree:
-    tokens, numbers = config.tokens, config.blocks
-    attn = MIXERS[config.mixer](config, scheme)
+def _transformer(config: EfficientViTConfig, tokens: int, scheme: Scheme) -> ParamTree:
+    numbers = config.blocks
+    attn = MIXERS[config.mixer](config, tokens, scheme)
     children = [repeat("blocks", config.depth, lambda i: block(numbers[i], tokens, scheme, attn))]
     if config.transformer_norm:
         children.append(layer_norm("norm", (tokens,), config.embed_dim))
     return ParamTree("transformer", children=tuple(children), output=(tokens, config.embed_dim))
 
 
-def _full(config: EfficientViTConfig, scheme: Scheme) -> ParamTree:
-    return attention("attn", config.block, config.tokens, scheme)
+def _full(config: EfficientViTConfig, tokens: int, scheme: Scheme) -> ParamTree:
+    return attention("attn", config.block, tokens, scheme)
 
 
-def _nystrom(config: EfficientViTConfig, scheme: Scheme) -> ParamTree:
-    tokens, landmarks, inner = config.tokens, config.num_landmarks, config.block.inner_dim
-    heads, head_dim, padded = config.num_heads, config.block.head_dim, tokens + config.padding
-    qkv, *proj = (full := _full(config, scheme)).children
+def _nystrom(config: EfficientViTConfig, tokens: int, scheme: Scheme) -> ParamTree:
+    landmarks, inner = config.num_landmarks, config.block.inner_dim
+    heads, head_dim, padded = config.num_heads, config.block.head_dim, tokens + -tokens % landmarks
+    qkv, *proj = (full := _full(config, tokens, scheme)).children
     children = [qkv]
     if config.residual_kernel is not None:
         size, kernel = (config.residual_kernel, 1), scheme.conv_kernel(config.residual_kernel)
@@ -195,20 +200,20 @@ def _nystrom(config: EfficientViTConfig, scheme: Scheme) -> ParamTree:
     return replace(full, children=(*children, *proj), own_macs=macs)
 
 
-def _performer(config: EfficientViTConfig, scheme: Scheme) -> ParamTree:
-    tokens, heads, features = config.tokens, config.num_heads, config.performer_features
+def _performer(config: EfficientViTConfig, tokens: int, scheme: Scheme) -> ParamTree:
+    heads, features = config.num_heads, config.performer_features
     init = Init("orthogonal_normal", 1.0)
     shape = (features, config.block.head_dim)
     random_features = Param("random_features", shape, Role.OWN, init, trainable=False)
     # φ(k) and φ(q); Σ φ(k)⊗v and its product with φ(q); the denominator
     macs = 4 * tokens * features * config.block.inner_dim + tokens * features * heads
-    return replace(_full(config, scheme), params=(random_features,), own_macs=macs)
+    return replace(_full(config, tokens, scheme), params=(random_features,), own_macs=macs)
 
 
-def _linear(config: EfficientViTConfig, scheme: Scheme) -> ParamTree:
+def _linear(config: EfficientViTConfig, tokens: int, scheme: Scheme) -> ParamTree:
     # Σ k⊗v and its product with q
-    macs = 2 * config.tokens * config.block.head_dim * config.block.inner_dim
-    return replace(_full(config, scheme), own_macs=macs)
+    macs = 2 * tokens * config.block.head_dim * config.block.inner_dim
+    return replace(_full(config, tokens, scheme), own_macs=macs)
 
 
 MIXERS = {"full": _full, "nystrom": _nystrom, "performer": _performer, "linear": _linear}

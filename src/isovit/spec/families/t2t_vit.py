@@ -154,9 +154,6 @@ class T2TViTConfig(TransformerConfig, frozen=True, kw_only=True, tag="t2t_vit"):
         )
 
 
-def param_tree(config: T2TViTConfig) -> ParamTree:
-    """The modules of a T2T-ViT with their parameters, output shapes and multiply-adds."""
-    scheme, tokens = Scheme(config.init_scheme), config.tokens
 def param_tree(config: T2TViTConfig, tokens: int | None = None) -> ParamTree:
     """The modules of a T2T-ViT with their parameters, output shapes and multiply-adds.
 
@@ -164,13 +161,7 @@ def param_tree(config: T2TViTConfig, tokens: int | None = None) -> ParamTree:
         config: of the model.
         tokens: how many go through the blocks; None for those of the image.
     """
-    scheme, dim, tokens = Scheme(config.init_scheme), config.embed_dim, tokens or config.tokens
-    sinusoidal = config.pos_embed == "sinusoidal"
-    positions = Init("sinusoid", 10000.0) if sinusoidal else scheme.positions()
-    shape = (1, config.tokens, dim)
-    params = [Param("pos_embed", shape, Role.OWN, positions, trainable=not sinusoidal)]
-    if config.class_token:
-        params.insert(0, Param("cls_token", (1, 1, dim), Role.OWN, scheme.class_token()))
+    scheme, tokens = Scheme(config.init_scheme), tokens or config.tokens
     return ParamTree(
         name="",
         params=tokens_and_positions(config, scheme),

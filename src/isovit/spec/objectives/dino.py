@@ -22,11 +22,11 @@ from isovit.errors import InputError
 from isovit.spec import families
 from isovit.spec.config import (
     Activation,
+    BaseConfig,
     Config,
     Epsilon,
     InitScheme,
     Positive,
-    BaseConfig,
     require,
 )
 from isovit.spec.families.vit import SIZES, ViTConfig

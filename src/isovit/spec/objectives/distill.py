@@ -21,13 +21,13 @@ import msgspec
 import numpy as np
 
 from isovit.spec.blocks import TransformerConfig
-from isovit.spec.config import Config, Epsilon, BaseConfig, require
+from isovit.spec.config import BaseConfig, Config, Epsilon, require
 from isovit.spec.families import family_module, vit
 from isovit.spec.families.vit import ViTConfig
 from isovit.spec.param import Param, ParamTree, Role, dense, layer_norm
 from isovit.spec.scheme import Scheme
 
-STUDENTS = ("vit", "t2t_vit")
+STUDENTS = ("vit", "t2t_vit", "efficient_vit")
 """Families that can learn so.
 
 The models of such a family have ``embed`` (images to tokens with positions), ``encode`` (those to

@@ -98,7 +98,7 @@ class NystromAttention(Mixer):
     ) -> None:
         kinds = Kinds(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         super().__init__(config, **kinds)
-        self.num_landmarks, self.padding = config.num_landmarks, config.padding
+        self.num_landmarks = config.num_landmarks
         self.pinv_iterations, self.pinv_norm = config.pinv_iterations, config.pinv_norm
         self.residual_conv = (
             DepthwiseConv(
@@ -131,8 +131,9 @@ class NystromAttention(Mixer):
         return y
 
     def pad(self, x: Array) -> Array:
-        """Zeros before the tokens."""
-        return jnp.pad(x, ((0, 0), (0, 0), (self.padding, 0), (0, 0))) if self.padding else x
+        """Zeros before the tokens, so that each landmark is the mean of as many."""
+        zeros = -x.shape[2] % self.num_landmarks
+        return jnp.pad(x, ((0, 0), (0, 0), (zeros, 0), (0, 0))) if zeros else x
 
     def landmarks(self, x: Array) -> Array:
         """Means of neighbouring tokens, (batch, heads, landmarks, head_dim)."""
@@ -260,18 +261,31 @@ class EfficientViT(nnx.Module):
             Linear(dim, config.num_classes, use_bias=True, **kinds) if has_head else identity
         )
 
-    def __call__(
+    def embed(
         self, images: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch ..."]:
+    ) -> Float[Array, "batch tokens dim"]:
+        """Every token, with its position: class token, patches."""
         self.config.check_images(images.shape)
         x = self.patch_embed(images)  # (batch, patches, dim)
         if self.cls_token is not None:
             shape = (x.shape[0], 1, x.shape[-1])
             cls_token = jnp.broadcast_to(self.cls_token[...].astype(self.dtype), shape)
             x = jnp.concat([cls_token, x], axis=1)
-        x = self.transformer(self.dropout(x + self.pos_embed[...].astype(self.dtype)))
+        return x + self.pos_embed[...].astype(self.dtype)
+
+    def encode(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
+        """Every token behind the transformer, and behind the norm if that is over tokens."""
+        x = self.transformer(self.dropout(x))
+        return x if self.config.final_norm == "pooled" else self.norm(x)
+
+    def classify(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch ..."]:
+        """Logits of such tokens; features where there is no head."""
+        x = pool(x, self.config)
         if self.config.final_norm == "pooled":
-            x = self.norm(pool(x, self.config))
-        else:
-            x = pool(self.norm(x), self.config)
+            x = self.norm(x)
         return self.head(x)
+
+    def __call__(
+        self, images: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch ..."]:
+        return self.classify(self.encode(self.embed(images)))

@@ -88,8 +88,8 @@ class MPP(nnx.Module):
         x = take(flatten_patches(images, config), source)
         mask_token = self.mask_token[...].astype(self.dtype)
         x = jnp.where(replaced.astype(bool)[..., None], mask_token, x)
-        x = encoder.forward_tokens(unflatten_patches(x, config))
-        return encoder.norm(x)[:, config.prefix_tokens :]
+        x = encoder.encode(encoder.embed(unflatten_patches(x, config)))
+        return x[:, config.prefix_tokens :]
 
     def __call__(
         self,

@@ -96,7 +96,7 @@ class NystromAttention(Mixer):
 
     def __init__(self, config: EfficientViTConfig, *, name: str, dtype: DType = None) -> None:
         super().__init__(config, name=name, dtype=dtype)
-        self.num_landmarks, self.padding = config.num_landmarks, config.padding
+        self.num_landmarks = config.num_landmarks
         self.pinv_iterations, self.pinv_norm = config.pinv_iterations, config.pinv_norm
         self.residual_conv = (
             DepthwiseConv(
@@ -136,8 +136,9 @@ class NystromAttention(Mixer):
         return y
 
     def pad(self, x: Tensor) -> Tensor:
-        """Zeros before the tokens."""
-        return ops.pad(x, ((0, 0), (0, 0), (self.padding, 0), (0, 0))) if self.padding else x
+        """Zeros before the tokens, so that each landmark is the mean of as many."""
+        zeros = -x.shape[2] % self.num_landmarks
+        return ops.pad(x, ((0, 0), (0, 0), (zeros, 0), (0, 0))) if zeros else x
 
     def landmarks(self, x: Tensor) -> Tensor:
         """Means of neighbouring tokens, (batch, heads, landmarks, head_dim)."""
@@ -292,20 +293,35 @@ class EfficientViT(SpecModel):
         self.norm.build((None, dim) if self.config.final_norm == "pooled" else (None, tokens, dim))
         self.head.build((None, dim))
 
-    def call(
+    def embed(
         self, images: Float[Tensor, "batch height width channels"], training: bool | None = None
-    ) -> Float[Tensor, "batch ..."]:
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Every token, with its position: class token, patches."""
         x = self.patch_embed(self.checked(images))  # (batch, patches, dim)
         if self.cls_token is not None:
             cls_token = ops.broadcast_to(self.cls_token, (ops.shape(x)[0], 1, x.shape[-1]))
             x = ops.concatenate([cls_token, x], axis=1)
-        x = self.dropout(x + self.pos_embed, training=training)
-        x = self.transformer(x, training=training)
+        return x + self.pos_embed
+
+    def encode(
+        self, x: Float[Tensor, "batch tokens dim"], training: bool | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Every token behind the transformer, and behind the norm if that is over tokens."""
+        x = self.transformer(self.dropout(x, training=training), training=training)
+        return x if self.config.final_norm == "pooled" else self.norm(x)
+
+    def classify(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch ..."]:
+        """Logits of such tokens; features where there is no head."""
+        x = pool(x, self.config)
         if self.config.final_norm == "pooled":
-            x = self.norm(pool(x, self.config))
-        else:
-            x = pool(self.norm(x), self.config)
+            x = self.norm(x)
         return self.head(x)
+
+    def call(
+        self, images: Float[Tensor, "batch height width channels"], training: bool | None = None
+    ) -> Float[Tensor, "batch ..."]:
+        x = self.encode(self.embed(images, training=training), training=training)
+        return self.classify(x)
 
     def get_config(self) -> dict[str, Any]:
         """What ``from_config`` needs; a transformer that was handed in goes with it."""

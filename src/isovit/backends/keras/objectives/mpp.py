@@ -89,8 +89,9 @@ class MPP(SpecModel):
         x = take(flatten_patches(images, config), source)
         mask_token = ops.convert_to_tensor(self.mask_token)  # JAX chooses between no variables
         x = ops.where(ops.cast(replaced, "bool")[..., None], mask_token, x)
-        x = encoder.forward_tokens(unflatten_patches(x, config), training=training)
-        return encoder.norm(x)[:, config.prefix_tokens :]
+        x = encoder.embed(unflatten_patches(x, config), training=training)
+        x = encoder.encode(x, training=training)
+        return x[:, config.prefix_tokens :]
 
     def call(
         self,

@@ -68,7 +68,7 @@ class NystromAttention(Mixer):
 
     def __init__(self, config: EfficientViTConfig) -> None:
         super().__init__(config)
-        self.num_landmarks, self.padding = config.num_landmarks, config.padding
+        self.num_landmarks = config.num_landmarks
         self.pinv_iterations, self.pinv_norm = config.pinv_iterations, config.pinv_norm
         self.residual_conv = (
             DepthwiseConv(
@@ -97,8 +97,9 @@ class NystromAttention(Mixer):
         return y
 
     def pad(self, x: Tensor) -> Tensor:
-        """Zeros before the tokens."""
-        return F.pad(x, (0, 0, self.padding, 0)) if self.padding else x
+        """Zeros before the tokens, so that each landmark is the mean of as many."""
+        zeros = -x.shape[2] % self.num_landmarks
+        return F.pad(x, (0, 0, zeros, 0)) if zeros else x
 
     def landmarks(self, x: Tensor) -> Tensor:
         """Means of neighbouring tokens, (batch, heads, landmarks, head_dim)."""
@@ -188,16 +189,29 @@ class EfficientViT(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if has_norm else nn.Identity()
         self.head = Linear(dim, config.num_classes, bias=True) if has_head else nn.Identity()
 
-    def forward(
+    def embed(
         self, images: Float[Tensor, "batch height width channels"]
-    ) -> Float[Tensor, "batch ..."]:
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Every token, with its position: class token, patches."""
         self.config.check_images(images.shape)
         x = self.patch_embed(images)  # (batch, patches, dim)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        x = self.transformer(self.dropout(x + self.pos_embed))
+        return x + self.pos_embed
+
+    def encode(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Every token behind the transformer, and behind the norm if that is over tokens."""
+        x = self.transformer(self.dropout(x))
+        return x if self.config.final_norm == "pooled" else self.norm(x)
+
+    def classify(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch ..."]:
+        """Logits of such tokens; features where there is no head."""
+        x = pool(x, self.config)
         if self.config.final_norm == "pooled":
-            x = self.norm(pool(x, self.config))
-        else:
-            x = pool(self.norm(x), self.config)
+            x = self.norm(x)
         return self.head(x)
+
+    def forward(
+        self, images: Float[Tensor, "batch height width channels"]
+    ) -> Float[Tensor, "batch ..."]:
+        return self.classify(self.encode(self.embed(images)))

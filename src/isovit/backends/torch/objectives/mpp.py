@@ -71,8 +71,8 @@ class MPP(nn.Module):
         encoder, config = self.encoder, self.config.encoder
         x = take(flatten_patches(images, config), source)
         x = torch.where(replaced.bool()[..., None], self.mask_token, x)
-        x = encoder.forward_tokens(unflatten_patches(x, config))
-        return encoder.norm(x)[:, config.prefix_tokens :]
+        x = encoder.encode(encoder.embed(unflatten_patches(x, config)))
+        return x[:, config.prefix_tokens :]
 
     def forward(
         self,
