@@ -39,11 +39,11 @@ CONFIGS = {
         decoder_dim=32, decoder_depth=1, decoder_num_heads=4, decoder_mlp_dim=64,
     ),
     "simmim": isovit.config(
-        "simmim_vit_b16", **named(ENCODER, "encoder"), mask_unit=1, **{"encoder.drop_path_rate": 0.0},
+        "simmim_vit_b16", **named({**ENCODER, "drop_path_rate": 0.0}, "encoder"), mask_unit=1,
     ),
     "mpp": isovit.config("mpp_vit_pytorch", **named(ENCODER, "encoder"), mask_prob=0.5),
     "distill": isovit.config(
-        "distill_vit_pytorch", **named(ENCODER, "student"), **{"student.num_classes": 10},
+        "distill_vit_pytorch", **named({**ENCODER, "num_classes": 10}, "student"),
     ),
     "dino": isovit.config(
         "dino_vit_pytorch", **named(ENCODER, "net"),

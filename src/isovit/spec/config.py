@@ -132,7 +132,7 @@ class BaseConfig(
 
     @property
     def parts(self) -> Mapping[str, Config]:
-        """Configs of the models that this one is made of, by field; each is a module, too."""
+        """Configs of the models that this one is made of, by the path of the module."""
         return {}
 
     def draw(self, batch: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -143,7 +143,7 @@ class BaseConfig(
         """A copy with other values; nested fields by dotted name, ``**{"preprocess.mean": …}``."""
         if changes.get("family", self.family) != self.family:
             raise ConfigError(f"family={changes['family']!r}: the model's family is {self.family}")
-        for name, config in self.parts.items():
+        for name, config in self._configs().items():
             inner = {key: changes.pop(key) for key in list(changes) if key.startswith(f"{name}.")}
             if inner:
                 fields = {key.partition(".")[2]: value for key, value in inner.items()}
@@ -151,6 +151,11 @@ class BaseConfig(
         if "in_channels" in changes and not any(key.startswith("preprocess") for key in changes):
             changes = {**_default_statistics(changes["in_channels"]), **changes}
         return cast("Self", config_from_dict(_merge(self.to_dict(), changes)))
+
+    def _configs(self) -> dict[str, BaseConfig]:
+        """The fields that are configs themselves."""
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {name: value for name, value in fields.items() if isinstance(value, BaseConfig)}
 
     def to_dict(self) -> dict[str, Any]:
         """The config as plain data, ``family`` included."""

@@ -75,7 +75,7 @@ def part(whole: Checkpoint | Any, name: str) -> Checkpoint:
 
     Args:
         whole: a checkpoint; or a model that ``build`` made, which is read.
-        name: of the field that holds the config of the part.
+        name: path of the part among the modules, as ``config.parts`` has it.
 
     Returns:
         Its config and weights, with the source of the whole.

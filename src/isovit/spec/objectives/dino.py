@@ -135,7 +135,7 @@ class DINOConfig(BaseConfig, frozen=True, kw_only=True, tag="dino"):
     @property
     def parts(self) -> Mapping[str, Config]:
         """See ``BaseConfig.parts``."""
-        return {"net": self.net}
+        return {"student.net": self.net, "teacher.net": self.teacher_net}
 
     @property
     def teacher_net(self) -> Config:

@@ -25,6 +25,7 @@ from isovit.spec.config import BaseConfig, Config, Epsilon, require
 from isovit.spec.families import family_module, vit
 from isovit.spec.families.vit import ViTConfig
 from isovit.spec.param import Param, ParamTree, Role, dense, layer_norm
+from isovit.spec.published import Published
 from isovit.spec.scheme import Scheme
 
 STUDENTS = ("vit", "t2t_vit", "efficient_vit")
@@ -195,5 +196,8 @@ VARIANTS: dict[str, DistillConfig] = {
     **{f"distill_deit_{size}16": _deit(size) for size in ("ti", "s", "b")},
     "distill_vit_pytorch": DistillConfig(**PYTORCH),
 }
+
+PUBLISHED: dict[str, Published] = {}
+"""What a student learned so is published of itself, as of ``deit_b16_distilled``."""
 
 ALIASES: dict[str, str] = {}
