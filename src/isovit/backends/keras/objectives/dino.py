@@ -30,17 +30,22 @@ def fix(layer: keras.layers.Layer) -> None:
         variable.trainable = False
 
 
-class WeightNormLinear(Linear):
-    """x·W, columns of W in directions and of lengths of their own; arXiv:1602.07868, eq. 2."""
+class WeightNormLinear(keras.layers.Layer):
+    """x·W, columns of W in directions and of lengths of their own; arXiv:1602.07868, eq. 2.
+
+    No kind of ``Dense``: that saves its kernel and bias, and nothing else.
+    """
 
     def __init__(self, dim_out: int, gain_trains: bool, *, name: str, dtype: DType = None) -> None:
-        super().__init__(dim_out, use_bias=False, name=name, dtype=dtype)
-        self.gain_trains = gain_trains
+        super().__init__(name=name, dtype=dtype)
+        self.dim_out, self.gain_trains = dim_out, gain_trains
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        super().build(input_shape)
+        self.kernel = self.add_weight(
+            shape=(input_shape[-1], self.dim_out), initializer="glorot_uniform", name="kernel"
+        )
         self.gain = self.add_weight(
-            shape=(self.units,), initializer="ones", trainable=self.gain_trains, name="gain"
+            shape=(self.dim_out,), initializer="ones", trainable=self.gain_trains, name="gain"
         )
 
     def call(
