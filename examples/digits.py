@@ -1,4 +1,4 @@
-"""Handwritten digits and small objectives on them, for the three ``pretrain_*`` scripts.
+"""Handwritten digits, small models and objectives on them, for the three ``digits_*`` scripts.
 
 The images are the 1,797 of scikit-learn's ``load_digits``, 8 by 8 pixels of grey: real ones that
 come with the package. All that chance decides is drawn here, in NumPy, so that every framework
@@ -23,9 +23,8 @@ digits = load_digits()
 IMAGES = ((digits.images[..., None] - 4.9) / 6.0).astype(np.float32)  # mean 0, deviation 1
 LABELS = digits.target
 
-ENCODER = dict(
-    image_size=8, in_channels=1, patch_size=2, embed_dim=48, depth=2, num_heads=4, mlp_dim=96
-)
+BACKBONE = dict(image_size=8, in_channels=1, embed_dim=48, depth=2, num_heads=4, mlp_dim=96)
+ENCODER, CLASSES = dict(**BACKBONE, patch_size=2), dict(num_classes=10)
 
 
 def named(fields: dict, part: str) -> dict:
@@ -43,18 +42,30 @@ CONFIGS = {
     ),
     "mpp": isovit.config("mpp_vit_pytorch", **named(ENCODER, "encoder"), mask_prob=0.5),
     "distill": isovit.config(
-        "distill_vit_pytorch", **named({**ENCODER, "num_classes": 10}, "student"),
+        "distill_vit_pytorch", **named({**ENCODER, **CLASSES}, "student"),
     ),
     "dino": isovit.config(
         "dino_vit_pytorch", **named(ENCODER, "net"),
         head_hidden_dim=64, bottleneck_dim=32, out_dim=64,
     ),
+    "token_learner": isovit.config(
+        "token_learner_mini_4", **ENCODER, **CLASSES, head_dim=None, learner_loc=1,
+    ),
+    "t2t_vit_designs": isovit.config(
+        "t2t_vit_14_se", **BACKBONE, **CLASSES, t2t_layers=((3, 1, 1), (3, 2, 1)),
+    ),
+    "efficient_vit": isovit.config(
+        "efficient_vit_nystrom", **ENCODER, **CLASSES, num_landmarks=4, residual_kernel=3,
+    ),
 }  # fmt: skip
-"""An objective of each kind, small enough for a processor."""
+"""An objective of each kind, then some models, small enough for a processor."""
 
 
 def batches(name: str, steps: int) -> Iterator[dict[str, np.ndarray]]:
-    """What an objective is called with, step by step, by the name of its argument."""
+    """What an objective is called with, step by step, by the name of its argument.
+
+    Of a model: images, and the labels that its logits are compared with.
+    """
     rng, config = np.random.default_rng(0), CONFIGS[name]
     for _ in range(steps):
         chosen = rng.choice(len(IMAGES), BATCH, replace=False)
@@ -64,6 +75,8 @@ def batches(name: str, steps: int) -> Iterator[dict[str, np.ndarray]]:
             case "distill":
                 targets = np.eye(10, dtype=np.float32)[LABELS[chosen]]
                 yield {"images": IMAGES[chosen], "targets": targets, **taught(chosen)}
+            case _ if "num_classes" in config.to_dict():  # a model
+                yield {"images": IMAGES[chosen], "labels": LABELS[chosen].astype(np.int32)}
             case _:  # an encoder, and what is hidden from it
                 yield {"images": IMAGES[chosen], **config.draw(BATCH, rng)}
 
@@ -89,7 +102,7 @@ def taught(chosen: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def arguments() -> argparse.Namespace:
-    """The objectives to train, one after another, and for how many steps."""
+    """What to train, one after another, and for how many steps."""
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="+", choices=CONFIGS, metavar=f"{{{','.join(CONFIGS)}}}")
     parser.add_argument("--steps", type=int, default=400)

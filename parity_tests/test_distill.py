@@ -16,6 +16,7 @@ import torch
 import isovit
 from isovit.errors import InputError
 from isovit.spec.families import param_tree
+from isovit.spec.families.efficient_vit import EfficientViTConfig
 from isovit.spec.families.t2t_vit import SoftSplit, T2TViTConfig
 from isovit.spec.families.vit import ViTConfig
 from isovit.spec.initialize import probe
@@ -39,6 +40,10 @@ T2T = T2TViTConfig(
     image_size=11, t2t_layers=(SoftSplit(3, 2, 1), SoftSplit(3, 2, 1)), token_mixer="full",
     pos_embed="learned", embed_dim=15, depth=2, num_heads=2, mlp_dim=22, num_classes=4, **PYTORCH,
 )  # fmt: skip
+EFFICIENT = EfficientViTConfig(
+    image_size=(12, 8), patch_size=4, embed_dim=15, depth=2, num_heads=2, mlp_dim=22,
+    num_classes=4, transformer_norm=True, final_norm="pooled", **PYTORCH,
+)  # fmt: skip
 DEIT = ViTConfig(**SMALL, dist_token=True, dist_head=True)
 
 WRAPPED: dict[str, DistillConfig] = {
@@ -50,6 +55,7 @@ WRAPPED: dict[str, DistillConfig] = {
     ),
     "t2t": DistillConfig(student=T2T, alpha=0.3, temperature=3.0, dist_norm=True),
     "t2t_mean_hard": DistillConfig(student=T2T.replace(pool="mean"), hard=True),
+    "efficient": DistillConfig(student=EFFICIENT, alpha=0.3, temperature=3.0),
 }  # fmt: skip
 """What ``DistillWrapper`` can be."""
 

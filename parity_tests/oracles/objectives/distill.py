@@ -99,8 +99,8 @@ def vit_pytorch_student(
     """A student of vit-pytorch's, its sizes the config's; with weights it is mended, too.
 
     In release 1.26.11 ``DistillMixin`` takes its class token and positions for (tokens, dim), which
-    ViT's are; T2T-ViT's have an axis more, and its forward fails. When they are loaded here, they
-    lose it.
+    ViT's are; those of T2T-ViT and efficient ViT have an axis more, and their forward fails. When
+    they are loaded here, they lose it.
     """
     import torch
 
@@ -113,6 +113,17 @@ def vit_pytorch_student(
         student = library.DistillableViT(
             image_size=config.image_size, patch_size=config.patch_size, **sizes
         )
+    elif config.family == "efficient_vit":
+        transformer = import_module("vit_pytorch.vit").Transformer
+        student = library.DistillableEfficientViT(
+            image_size=config.image_size, patch_size=config.patch_size[0],
+            num_classes=config.num_classes, dim=config.embed_dim, pool=config.pool,
+            channels=config.in_channels,
+            transformer=transformer(
+                config.embed_dim, config.depth, config.num_heads, config.block.head_dim,
+                config.mlp_dim,
+            ),
+        )  # fmt: skip
     else:
         layers = tuple((split.kernel, split.stride) for split in config.t2t_layers)
         student = library.DistillableT2TViT(

@@ -1,6 +1,6 @@
-"""Objectives on handwritten digits in Keras: an objective is a model that returns losses.
+"""Models and objectives on handwritten digits in Keras: an objective is a model of losses.
 
-KERAS_BACKEND=jax python examples/pretrain_keras.py mae --steps 400
+KERAS_BACKEND=jax python examples/digits_keras.py mae token_learner --steps 400
 """
 
 import digits
@@ -10,8 +10,8 @@ from rich.progress import track
 import isovit
 
 
-def pretrain(name: str, steps: int) -> list[float]:
-    """Train one objective; gives the loss of every step."""
+def train(name: str, steps: int) -> list[float]:
+    """Train by a name of ``digits.CONFIGS``; gives the loss of every step."""
     model = isovit.build(digits.CONFIGS[name], "keras", device="cpu")
     import keras  # after build, which sets the engine
 
@@ -22,16 +22,19 @@ def pretrain(name: str, steps: int) -> list[float]:
     inputs = {
         key: keras.Input(array.shape[1:], dtype=array.dtype.name, name=key)
         for key, array in first.items()
+        if key != "labels"
     }
     trainer = keras.Model(inputs, model(**inputs))
-    trainer.compile(
-        optimizer=keras.optimizers.AdamW(1e-3, epsilon=1e-8, weight_decay=0.05),
-        loss=lambda _, losses: keras.ops.mean(losses),
-    )
+    loss = lambda _, losses: keras.ops.mean(losses)  # noqa: E731 -- of an objective
+    if "labels" in first:
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    adamw = keras.optimizers.AdamW(1e-3, epsilon=1e-8, weight_decay=0.05)
+    trainer.compile(optimizer=adamw, loss=loss)
     losses, nothing = [], np.zeros(digits.BATCH, np.float32)
     for batch in track(digits.batches(name, steps), description=name, total=steps):
         trainer.reset_metrics()  # else it gives the mean of all steps
-        losses.append(float(trainer.train_on_batch(batch, nothing)))
+        labels = batch.pop("labels", nothing)
+        losses.append(float(trainer.train_on_batch(batch, labels)))
         if name == "dino":  # what no gradient moves
             views = keras.ops.convert_to_tensor(batch["teacher_images"])
             dino.update_center(model, model.project_teacher(views), 0.9)
@@ -42,4 +45,4 @@ def pretrain(name: str, steps: int) -> list[float]:
 if __name__ == "__main__":
     wanted = digits.arguments()
     for name in wanted.names:
-        digits.report(name, pretrain(name, wanted.steps))
+        digits.report(name, train(name, wanted.steps))

@@ -1,6 +1,6 @@
-"""Objectives on handwritten digits in Flax: an objective is a module that returns losses.
+"""Models and objectives on handwritten digits in Flax: an objective is a module of losses.
 
-python examples/pretrain_flax.py mae --steps 400
+python examples/digits_flax.py mae token_learner --steps 400
 """
 
 import digits
@@ -13,16 +13,20 @@ import isovit
 from isovit.backends.flax.objectives import dino
 
 
+def loss_of(model: nnx.Module, batch: dict[str, jax.Array]) -> jax.Array:
+    """The mean of an objective's losses; of a model, its cross-entropy."""
+    if "labels" in batch:
+        logits = model(batch["images"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"]).mean()
+    return model(**batch).mean()
+
+
 @nnx.jit
 def train_step(
     model: nnx.Module, optimizer: nnx.Optimizer, batch: dict[str, jax.Array]
 ) -> jax.Array:
     """One step; gives the loss before it."""
-
-    def loss_of(model: nnx.Module) -> jax.Array:
-        return model(**batch).mean()
-
-    loss, gradients = nnx.value_and_grad(loss_of)(model)  # of nnx.Param: not the fixed ones
+    loss, gradients = nnx.value_and_grad(loss_of)(model, batch)  # of nnx.Param: not the fixed ones
     optimizer.update(model, gradients)
     return loss
 
@@ -34,8 +38,8 @@ def move_teacher(model: nnx.Module, views: jax.Array) -> None:
     dino.update_teacher(model, 0.99)
 
 
-def pretrain(name: str, steps: int) -> list[float]:
-    """Train one objective; gives the loss of every step."""
+def train(name: str, steps: int) -> list[float]:
+    """Train by a name of ``digits.CONFIGS``; gives the loss of every step."""
     model = isovit.build(digits.CONFIGS[name], "flax", device="cpu")
     nnx.reseed(model, dropout=0)
     model.train()  # build gives evaluation mode
@@ -52,4 +56,4 @@ def pretrain(name: str, steps: int) -> list[float]:
 if __name__ == "__main__":
     wanted = digits.arguments()
     for name in wanted.names:
-        digits.report(name, pretrain(name, wanted.steps))
+        digits.report(name, train(name, wanted.steps))

@@ -1,19 +1,27 @@
-"""Objectives on handwritten digits in PyTorch: an objective is a module that returns losses.
+"""Models and objectives on handwritten digits in PyTorch: an objective is a module of losses.
 
-python examples/pretrain_torch.py mae --steps 400
+python examples/digits_torch.py mae token_learner --steps 400
 """
 
 import digits
 import torch
+import torch.nn.functional as F
 from rich.progress import track
-from torch import nn
+from torch import Tensor, nn
 
 import isovit
 from isovit.backends.torch.objectives import dino
 
 
-def pretrain(name: str, steps: int) -> list[float]:
-    """Train one objective; gives the loss of every step."""
+def loss_of(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """The mean of an objective's losses; of a model, its cross-entropy."""
+    if "labels" in inputs:
+        return F.cross_entropy(model(inputs["images"]), inputs["labels"].long())
+    return model(**inputs).mean()
+
+
+def train(name: str, steps: int) -> list[float]:
+    """Train by a name of ``digits.CONFIGS``; gives the loss of every step."""
     torch.manual_seed(0)  # of the dropout
     model: nn.Module = isovit.build(digits.CONFIGS[name], "torch", device="cpu")
     model.train()  # build gives evaluation mode
@@ -23,7 +31,7 @@ def pretrain(name: str, steps: int) -> list[float]:
     for batch in track(digits.batches(name, steps), description=name, total=steps):
         inputs = {key: torch.from_numpy(array) for key, array in batch.items()}
         optimizer.zero_grad()
-        loss = model(**inputs).mean()
+        loss = loss_of(model, inputs)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -36,4 +44,4 @@ def pretrain(name: str, steps: int) -> list[float]:
 if __name__ == "__main__":
     wanted = digits.arguments()
     for name in wanted.names:
-        digits.report(name, pretrain(name, wanted.steps))
+        digits.report(name, train(name, wanted.steps))
