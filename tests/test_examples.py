@@ -23,10 +23,19 @@ def said(name: str, *words: str) -> str:
     """What a script prints."""
     pytest.importorskip({"keras": "tensorflow"}.get(name, name))
     command = [sys.executable, f"digits_{name}.py", *words]
-    threads = {"OMP_NUM_THREADS": "1"}  # other tests run beside it
-    environment = {"KERAS_BACKEND": "tensorflow", "JAX_PLATFORMS": "cpu", **threads}
+    environment = {
+        "KERAS_BACKEND": "tensorflow",
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # of small programs, a few steps
+        "OMP_NUM_THREADS": "1",  # other tests run beside it
+    }
     done = subprocess.run(
-        command, cwd=EXAMPLES, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+        command,
+        cwd=EXAMPLES,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

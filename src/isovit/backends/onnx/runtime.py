@@ -15,9 +15,9 @@ import onnxruntime
 from isovit.backends import get_backend, quiet, require_inference
 from isovit.backends.devices import missing
 from isovit.backends.onnx.layout import HEADER, INPUT, config_of
-from isovit.backends.protocol import Gradients, Setting, Weights
+from isovit.backends.protocol import NO_OTHERS, Gradients, Others, Setting, Weights
 from isovit.errors import InputError, reason
-from isovit.spec.config import Config
+from isovit.spec.config import BaseConfig, Config, require_model
 
 WAYS = ("onnxruntime",)
 
@@ -40,9 +40,10 @@ class OnnxModel:
 
 
 def build(
-    config: Config, weights: Weights, *, dtype: str = "float32", device: str | None = None
+    config: BaseConfig, weights: Weights, *, dtype: str = "float32", device: str | None = None
 ) -> OnnxModel:
     """See ``Backend.build``; by way of torch, as ``isovit export`` writes it from there."""
+    config = require_model(config, "backend onnx")
     require_inference(["onnx"], dtype)
     _providers(device)
     module = get_backend("torch").build(config, weights, device="cpu")
@@ -92,8 +93,8 @@ def write(model: OnnxModel, weights: Weights) -> None:
     _refuse("takes no other weights: build a model of them")
 
 
-def forward(model: OnnxModel, images: np.ndarray) -> np.ndarray:
-    """See ``Backend.forward``."""
+def forward(model: OnnxModel, images: np.ndarray, others: Others = NO_OTHERS) -> np.ndarray:
+    """See ``Backend.forward``; there is no graph of an objective."""
     model.config.check_images(images.shape)
     batch = model.session.get_inputs()[0].shape[0]
     if isinstance(batch, int) and batch != len(images):
@@ -102,12 +103,16 @@ def forward(model: OnnxModel, images: np.ndarray) -> np.ndarray:
     return np.asarray(output)
 
 
-def trace(model: OnnxModel, images: np.ndarray) -> dict[str, np.ndarray]:
+def trace(
+    model: OnnxModel, images: np.ndarray, others: Others = NO_OTHERS
+) -> dict[str, np.ndarray]:
     """Not to be had: the graph has operators, no modules."""
     _refuse("has no activations: trace the model in torch, flax or keras")
 
 
-def gradients(model: OnnxModel, images: np.ndarray, cotangent: np.ndarray) -> Gradients:
+def gradients(
+    model: OnnxModel, images: np.ndarray, cotangent: np.ndarray, others: Others = NO_OTHERS
+) -> Gradients:
     """Not to be had: onnxruntime runs forward only."""
     _refuse("has no gradients: take torch, flax or keras")
 

@@ -28,7 +28,7 @@ def pseudo_inverse(
     ``matrix`` or of the whole ``batch``.
     """
     columns = a.sum(dim=-2, keepdim=True)  # (batch, heads, 1, rows)
-    z = a.mT / (columns.amax() if norm == "batch" else columns.amax(dim=-1, keepdim=True))
+    z = a.mT / (columns.max() if norm == "batch" else columns.amax(dim=-1, keepdim=True))
     eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     for _ in range(iterations):
         az = a @ z
