@@ -32,8 +32,8 @@ def shallow(config: Config) -> Config:
     """The same model with two blocks, or with two at every stage."""
     if hasattr(config, "depths"):
         return config.replace(depths=[min(depth, 2) for depth in config.depths])
-    fields = {"depth": 2, "learner_loc": 1}  # counted in blocks
-    return config.replace(**{name: n for name, n in fields.items() if hasattr(config, name)})
+    fields = {"depth": 2, "learner_loc": 1, "dense_depths": (1, 1)}  # counted in blocks
+    return config.replace(**{name: n for name, n in fields.items() if getattr(config, name, ())})
 
 
 def upcast(config: Config) -> bool:
