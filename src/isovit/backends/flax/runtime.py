@@ -82,7 +82,7 @@ def write(model: Model, weights: Weights) -> None:
 def forward(model: Model, images: np.ndarray, others: Others = NO_OTHERS) -> np.ndarray:
     """See ``Backend.forward``."""
     graphdef, state = nnx.split(_evaluating(model))
-    return _numpy(_forward(graphdef, state, _like(model, images), **_others(model, others)))
+    return _numpy(_forward(graphdef, state, _like(model, images), **_put_all(model, others)))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -106,7 +106,7 @@ def trace(model: Model, images: np.ndarray, others: Others = NO_OTHERS) -> dict[
         flat = {".".join(map(str, path)): value for path, value in nnx.to_flat_state(outputs)}
         return {path: flat[f"{path}.__call__".lstrip(".")][-1] for path in paths}
 
-    outputs = run(state, _like(model, images), _others(model, others))  # jit sorts the keys
+    outputs = run(state, _like(model, images), _put_all(model, others))  # jit sorts the keys
     return {path: _numpy(outputs[path]) for path in paths}
 
 
@@ -115,7 +115,7 @@ def gradients(
 ) -> Gradients:
     """See ``Backend.gradients``."""
     graphdef, params, rest = nnx.split(_evaluating(model), nnx.Param, ...)
-    weighting, given = _like(model, cotangent), _others(model, others)
+    weighting, given = _like(model, cotangent), _put_all(model, others)
 
     @jax.jit
     def run(params: nnx.State, x: jax.Array) -> tuple[nnx.State, jax.Array]:
@@ -142,6 +142,11 @@ def put(model: Model, array: np.ndarray) -> jax.Array:
     is_integer = array.dtype.kind == "i"
     there = jax.device_put(array, _place(model)) if is_integer else _like(model, array)
     return jax.block_until_ready(there)
+
+
+def _put_all(model: Model, arrays: Others) -> dict[str, jax.Array]:
+    """Arrays by name, each as ``put`` gives it."""
+    return {name: put(model, array) for name, array in arrays.items()}
 
 
 def inference(model: Model, images: jax.Array, way: str) -> Callable[[], jax.Array]:
@@ -316,16 +321,6 @@ def _device(model: Model) -> Any:
 def _like(model: Model, array: np.ndarray) -> jax.Array:
     """An array in the dtype of the model, on its device."""
     return jax.device_put(np.asarray(array, _weight(model).dtype), _place(model))
-
-
-def _others(model: Model, others: Others) -> dict[str, jax.Array]:
-    """Arrays where the model is; integers stay integers, everything else takes its dtype."""
-    return {
-        name: jax.device_put(array, _place(model))
-        if array.dtype.kind == "i"
-        else _like(model, array)
-        for name, array in others.items()
-    }
 
 
 def _numpy(array: jax.Array) -> np.ndarray:

@@ -94,7 +94,7 @@ def gradients(
     }[ENGINE]
     with _on(_DEVICES.get(model)):
         x, weighting = _like(model, images), _like(model, cotangent)
-        given = _others(model, others)
+        given = _put_all(model, others)
         by_image, *by_variable = differentiate(model, variables, x, weighting, given)
     native = {
         native_path(path, param, LAYOUT): _numpy(gradient)
@@ -113,6 +113,11 @@ def put(model: Model, array: np.ndarray) -> Any:
         there = keras.ops.convert_to_tensor(array) if is_integer else _like(model, array)
     _wait(there)
     return there
+
+
+def _put_all(model: Model, arrays: Others) -> dict[str, Any]:
+    """Arrays by name, each as ``put`` gives it."""
+    return {name: put(model, array) for name, array in arrays.items()}
 
 
 def inference(model: Model, images: Any, way: str) -> Callable[[], Any]:
@@ -337,7 +342,7 @@ def _run(
     """Output and recorded activations; compiled on JAX, whose eager mode is slower still."""
     record = record or []
     with _on(_DEVICES.get(model)):
-        x, given = _like(model, images), _others(model, others)
+        x, given = _like(model, images), _put_all(model, others)
         if ENGINE == "jax":
             return _run_jax(model, x, given, record)
         with _no_gradients(), _recording(model, record) as outputs:
@@ -457,14 +462,6 @@ def _accelerators() -> set[str]:
         return {"cuda"} if torch.cuda.is_available() else set()
     names = {kind_of(name) for name in keras.distribution.list_devices()} - {"cpu"}
     return {"cuda" if name == "gpu" else name for name in names}
-
-
-def _others(model: Model, others: Others) -> dict[str, Any]:
-    """Tensors where the model is; integers stay integers, everything else takes its dtype."""
-    return {
-        name: keras.ops.convert_to_tensor(array) if array.dtype.kind == "i" else _like(model, array)
-        for name, array in others.items()
-    }
 
 
 def _like(model: keras.Model, array: np.ndarray) -> Any:

@@ -78,7 +78,7 @@ def forward(model: Model, images: np.ndarray, others: Others = NO_OTHERS) -> np.
         output = inference(model, put(model, images), "torchax")()
         return np.asarray(output, np.float64 if output.dtype == "float64" else np.float32)
     with torch.inference_mode(), _evaluating(model):
-        return _numpy(model(_like(model, images), **_others(model, others)))
+        return _numpy(model(_like(model, images), **_put_all(model, others)))
 
 
 def trace(model: Model, images: np.ndarray, others: Others = NO_OTHERS) -> dict[str, np.ndarray]:
@@ -110,7 +110,7 @@ def gradients(
     x = _like(model, images).requires_grad_()
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with _evaluating(model):
-        output = model(x, **_others(model, others))
+        output = model(x, **_put_all(model, others))
         loss = (output * _like(model, cotangent)).sum()
     image_gradient, *rest = torch.autograd.grad(loss, [x, *params.values()], materialize_grads=True)
     native = {name: _numpy(grad) for name, grad in zip(params, rest, strict=True)}
@@ -131,6 +131,11 @@ def put(model: Model, array: np.ndarray) -> Any:
     there = torch.tensor(array, device=device) if is_integer else _like(model, array)
     synchronize(model)
     return there
+
+
+def _put_all(model: Model, arrays: Others) -> dict[str, Tensor]:
+    """Arrays by name, each as ``put`` gives it."""
+    return {name: put(model, array) for name, array in arrays.items()}
 
 
 def inference(model: Model, images: Any, way: str) -> Callable[[], Any]:
@@ -284,15 +289,6 @@ def _like(model: Model, array: np.ndarray) -> Tensor:
     """A tensor in the dtype and on the device of the model."""
     parameter = next(model.parameters())
     return torch.tensor(array, dtype=parameter.dtype, device=parameter.device)
-
-
-def _others(model: Model, others: Others) -> dict[str, Tensor]:
-    """Tensors where the model is; integers stay integers, everything else takes its dtype."""
-    device = next(model.parameters()).device
-    return {
-        name: torch.tensor(array, device=device) if array.dtype.kind == "i" else _like(model, array)
-        for name, array in others.items()
-    }
 
 
 def _tensors(arrays: Weights) -> dict[str, Tensor]:

@@ -129,7 +129,10 @@ class ViT(nnx.Module):
     ) -> Float[Array, "batch tokens dim"]:
         """Every token, with its position: class token, distillation token, patches."""
         self.config.check_images(images.shape)
-        x = self.patch_embed(images)  # (batch, patches, dim)
+        return self.positioned(self.patch_embed(images))
+
+    def positioned(self, x: Float[Array, "batch patches dim"]) -> Float[Array, "batch tokens dim"]:
+        """Patches with positions, behind the other tokens: class token, distillation token."""
         if self.config.pos_embed_tokens == "patches":
             x = x + self.pos_embed[...].astype(self.dtype)
         prefix = [token for token in (self.cls_token, self.dist_token) if token is not None]

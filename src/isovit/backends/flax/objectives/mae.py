@@ -74,18 +74,10 @@ class MAE(nnx.Module):
         shown: Int[Array, "batch kept"],
     ) -> Float[Array, "batch tokens dim"]:
         """The patches that are shown, behind the class token if there is one."""
-        encoder = self.encoder
-        pos_embed = encoder.pos_embed[...].astype(self.dtype)
-        positions = pos_embed[:, -self.config.encoder.patches :]
-        x = take(encoder.patch_embed(images) + positions, shown)  # (batch, kept, dim)
-        if encoder.cls_token is not None:
-            cls_token = encoder.cls_token[...].astype(self.dtype)
-            if self.config.encoder.pos_embed_tokens == "all":
-                cls_token = cls_token + pos_embed[:, :1]
-            x = jnp.concat([jnp.broadcast_to(cls_token, (x.shape[0], 1, x.shape[-1])), x], axis=1)
-        for block in encoder.blocks:
-            x = block(x)
-        return encoder.norm(x)
+        prefix = self.config.encoder.prefix_tokens
+        x = self.encoder.embed(images)
+        x = jnp.concat([x[:, :prefix], take(x[:, prefix:], shown)], axis=1)
+        return self.encoder.encode(x)
 
     def decode(
         self, x: Float[Array, "batch tokens dim"], order: Int[Array, "batch patches"]

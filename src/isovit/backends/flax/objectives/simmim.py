@@ -60,20 +60,10 @@ class SimMIM(nnx.Module):
         hidden: Bool[Array, "batch patches"],
     ) -> Float[Array, "batch patches dim"]:
         """Every patch behind the blocks, with the mask token in the place of the hidden ones."""
-        encoder, config = self.encoder, self.config.encoder
-        pos_embed = encoder.pos_embed[...].astype(self.dtype)
-        positions = pos_embed[:, -config.patches :]
         mask_token = self.mask_token[...].astype(self.dtype)
-        x = jnp.where(hidden[..., None], mask_token, encoder.patch_embed(images))
-        x = x + positions
-        if encoder.cls_token is not None:
-            cls_token = encoder.cls_token[...].astype(self.dtype)
-            if config.pos_embed_tokens == "all":
-                cls_token = cls_token + pos_embed[:, :1]
-            x = jnp.concat([jnp.broadcast_to(cls_token, (x.shape[0], 1, x.shape[-1])), x], axis=1)
-        for block in encoder.blocks:
-            x = block(x)
-        return encoder.norm(x)[:, config.prefix_tokens :]
+        x = jnp.where(hidden[..., None], mask_token, self.encoder.patch_embed(images))
+        x = self.encoder.encode(self.encoder.positioned(x))
+        return x[:, self.config.encoder.prefix_tokens :]
 
     def __call__(
         self,

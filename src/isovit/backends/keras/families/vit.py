@@ -164,7 +164,12 @@ class ViT(SpecModel):
         self, images: Float[Tensor, "batch height width channels"], training: bool | None = None
     ) -> Float[Tensor, "batch tokens dim"]:
         """Every token, with its position: class token, distillation token, patches."""
-        x = self.patch_embed(self.checked(images))  # (batch, patches, dim)
+        return self.positioned(self.patch_embed(self.checked(images)))
+
+    def positioned(
+        self, x: Float[Tensor, "batch patches dim"]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Patches with positions, behind the other tokens: class token, distillation token."""
         if self.config.pos_embed_tokens == "patches":
             x = x + self.pos_embed
         prefix = [token for token in (self.cls_token, self.dist_token) if token is not None]

@@ -93,18 +93,10 @@ class MAE(SpecModel):
         training: bool | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """The patches that are shown, behind the class token if there is one."""
-        encoder = self.encoder
-        positions = encoder.pos_embed[:, -self.config.encoder.patches :]
-        x = take(encoder.patch_embed(images) + positions, shown)  # (batch, kept, dim)
-        if encoder.cls_token is not None:
-            cls_token = encoder.cls_token
-            if self.config.encoder.pos_embed_tokens == "all":
-                cls_token = cls_token + encoder.pos_embed[:, :1]
-            shape = (ops.shape(x)[0], 1, x.shape[-1])
-            x = ops.concatenate([ops.broadcast_to(cls_token, shape), x], axis=1)
-        for block in encoder.blocks:
-            x = block(x, training=training)
-        return encoder.norm(x)
+        prefix = self.config.encoder.prefix_tokens
+        x = self.encoder.embed(images, training=training)
+        x = ops.concatenate([x[:, :prefix], take(x[:, prefix:], shown)], axis=1)
+        return self.encoder.encode(x, training=training)
 
     def decode(
         self,

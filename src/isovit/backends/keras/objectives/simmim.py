@@ -59,20 +59,10 @@ class SimMIM(SpecModel):
         training: bool | None = None,
     ) -> Float[Tensor, "batch patches dim"]:
         """Every patch behind the blocks, with the mask token in the place of the hidden ones."""
-        encoder, config = self.encoder, self.config.encoder
-        positions = encoder.pos_embed[:, -config.patches :]
         mask_token = ops.convert_to_tensor(self.mask_token)  # JAX chooses between no variables
-        x = ops.where(hidden[..., None], mask_token, encoder.patch_embed(images))
-        x = x + positions
-        if encoder.cls_token is not None:
-            cls_token = encoder.cls_token
-            if config.pos_embed_tokens == "all":
-                cls_token = cls_token + encoder.pos_embed[:, :1]
-            shape = (ops.shape(x)[0], 1, x.shape[-1])
-            x = ops.concatenate([ops.broadcast_to(cls_token, shape), x], axis=1)
-        for block in encoder.blocks:
-            x = block(x, training=training)
-        return encoder.norm(x)[:, config.prefix_tokens :]
+        x = ops.where(hidden[..., None], mask_token, self.encoder.patch_embed(images))
+        x = self.encoder.encode(self.encoder.positioned(x), training=training)
+        return x[:, self.config.encoder.prefix_tokens :]
 
     def call(
         self,

@@ -101,7 +101,12 @@ class ViT(nn.Module):
     ) -> Float[Tensor, "batch tokens dim"]:
         """Every token, with its position: class token, distillation token, patches."""
         self.config.check_images(images.shape)
-        x = self.patch_embed(images)  # (batch, patches, dim)
+        return self.positioned(self.patch_embed(images))
+
+    def positioned(
+        self, x: Float[Tensor, "batch patches dim"]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Patches with positions, behind the other tokens: class token, distillation token."""
         if self.config.pos_embed_tokens == "patches":
             x = x + self.pos_embed
         prefix = [token for token in (self.cls_token, self.dist_token) if token is not None]

@@ -58,17 +58,10 @@ class MAE(nn.Module):
         shown: Int[Tensor, "batch kept"],
     ) -> Float[Tensor, "batch tokens dim"]:
         """The patches that are shown, behind the class token if there is one."""
-        encoder = self.encoder
-        positions = encoder.pos_embed[:, -self.config.encoder.patches :]
-        x = take(encoder.patch_embed(images) + positions, shown)  # (batch, kept, dim)
-        if encoder.cls_token is not None:
-            cls_token = encoder.cls_token
-            if self.config.encoder.pos_embed_tokens == "all":
-                cls_token = cls_token + encoder.pos_embed[:, :1]
-            x = torch.cat([cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        for block in encoder.blocks:
-            x = block(x)
-        return encoder.norm(x)
+        prefix = self.config.encoder.prefix_tokens
+        x = self.encoder.embed(images)
+        x = torch.cat([x[:, :prefix], take(x[:, prefix:], shown)], dim=1)
+        return self.encoder.encode(x)
 
     def decode(
         self, x: Float[Tensor, "batch tokens dim"], order: Int[Tensor, "batch patches"]

@@ -44,18 +44,9 @@ class SimMIM(nn.Module):
         hidden: Bool[Tensor, "batch patches"],
     ) -> Float[Tensor, "batch patches dim"]:
         """Every patch behind the blocks, with the mask token in the place of the hidden ones."""
-        encoder, config = self.encoder, self.config.encoder
-        positions = encoder.pos_embed[:, -config.patches :]
-        x = torch.where(hidden[..., None], self.mask_token, encoder.patch_embed(images))
-        x = x + positions
-        if encoder.cls_token is not None:
-            cls_token = encoder.cls_token
-            if config.pos_embed_tokens == "all":
-                cls_token = cls_token + encoder.pos_embed[:, :1]
-            x = torch.cat([cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        for block in encoder.blocks:
-            x = block(x)
-        return encoder.norm(x)[:, config.prefix_tokens :]
+        x = torch.where(hidden[..., None], self.mask_token, self.encoder.patch_embed(images))
+        x = self.encoder.encode(self.encoder.positioned(x))
+        return x[:, self.config.encoder.prefix_tokens :]
 
     def forward(
         self,
