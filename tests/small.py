@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from isovit.spec.config import Config
+from isovit.spec.config import BaseConfig, Config
 from isovit.spec.families import FAMILIES
 from isovit.spec.families.t2t_vit import SoftSplit, T2TViTConfig
 from isovit.spec.families.vit import ViTConfig
+from isovit.spec.objectives import OBJECTIVES
 
 VIT = ViTConfig(
     image_size=(16, 24),
@@ -35,6 +36,13 @@ CONFIGS: dict[str, Config] = {"vit": VIT, "t2t_vit": T2T}
 for _family in (family for family in FAMILIES if family not in CONFIGS):
     _examples = import_module(f"parity_tests.families.{_family}").EXAMPLES
     CONFIGS[_family] = next(iter(_examples.values()))
+
+TRAINERS: dict[str, BaseConfig] = {
+    name: config
+    for objective in OBJECTIVES
+    for name, config in import_module(f"parity_tests.objectives.{objective}").EXAMPLES.items()
+}
+"""Those of the objectives."""
 
 # The same ViT for the command line, from a published name.
 SETTINGS = [

@@ -1,4 +1,4 @@
-"""What the page of distillation says runs, and is so."""
+"""What the page of distillation says is so."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from isovit.spec.objectives.distill import VARIANTS, DistillConfig
 
 PAGE = Path(__file__).parents[1] / "docs/objectives/distill.md"
 TEXT = PAGE.read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 def test_the_page_names_every_variant_with_its_parameters() -> None:
@@ -29,22 +28,6 @@ def test_the_page_names_every_field_with_its_default() -> None:
     config = DistillConfig()
     fields = {name: str(getattr(config, name)) for name in found}
     assert found == fields | {"student": "a ViT", "dist_norm": "false", "hard": "false"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_an_example_of_the_page_runs(block: str) -> None:
-    checks = (
-        'assert "losses" not in globals() or tuple(losses.shape) == (2,)',
-        'assert "student" not in globals() or student.config.dist_head',
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join([block, *checks])],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.slow

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,11 @@ from benchmarks import tables
 from docs import draw
 from isovit.parity.budgets import LIMITS
 from isovit.spec.families import FAMILIES, family_module
+
+OBJECTIVES_EXAMPLES = {
+    page.stem: re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    for page in (Path(__file__).parents[1] / "docs/objectives").glob("*.md")
+}
 
 
 def test_every_format_was_measured_in_every_backend_within_the_limit() -> None:
@@ -70,6 +77,25 @@ def test_the_page_of_a_family_is_what_its_docstrings_and_its_tree_say(family: st
 def test_a_page_for_every_family_and_no_more() -> None:
     wanted = {f"{family}.{suffix}" for family in FAMILIES for suffix in ("md", "svg")}
     assert {path.name for path in draw.PAGES.iterdir()} == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", sorted(name for name, blocks in OBJECTIVES_EXAMPLES.items() if blocks)
+)
+def test_the_examples_of_a_page_of_objectives_run(page: str) -> None:
+    """One after the other, as who reads the page may run them."""
+    lines = ["import math"]
+    for block in OBJECTIVES_EXAMPLES[page]:
+        lines += [
+            block,
+            'assert "loss" not in globals() or math.isfinite(float(loss))',
+            'assert "losses" not in globals() or tuple(losses.shape) == (2,)',
+        ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +10,12 @@ import pytest
 
 import isovit
 from isovit.backends import BACKENDS
-from isovit.spec.config import BaseConfig, ConfigError, config_from_dict, config_from_file
-from isovit.spec.families import config_class, family_module, objectives, variant_name
+from isovit.spec.config import ConfigError, config_from_dict, config_from_file
+from isovit.spec.families import objectives, variant_name
 from isovit.spec.objectives import OBJECTIVES
 from isovit.weight_convert.checkpoint import Checkpoint
-from tests.test_structure import PACKAGE, REPOSITORY, functions, outline
-
-SMALL: dict[str, BaseConfig] = {
-    name: config
-    for objective in OBJECTIVES
-    for name, config in import_module(f"parity_tests.objectives.{objective}").EXAMPLES.items()
-}
-
+from tests.small import TRAINERS
+from tests.test_structure import PACKAGE, REPOSITORY
 
 # The house
 
@@ -42,25 +35,6 @@ def test_no_folder_of_objectives_has_a_file_of_none() -> None:
     for root in (PACKAGE, REPOSITORY / "parity_tests"):
         files = {path.stem for path in root.rglob("objectives/*.py")}
         assert files - {"__init__"} == OBJECTIVES.keys()
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_an_objective_has_config_variants_aliases_and_param_tree(objective: str) -> None:
-    module, cls = family_module(objective), config_class(objective)
-    assert cls.__name__ == f"{OBJECTIVES[objective]}Config"
-    assert cls().family == objective
-    assert all(type(variant) is cls for variant in module.VARIANTS.values())
-    assert set(module.ALIASES.values()) <= module.VARIANTS.keys()
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_the_backends_have_the_same_classes_and_functions(objective: str) -> None:
-    paths = [PACKAGE / "backends" / name / "objectives" / f"{objective}.py" for name in BACKENDS]
-    first, *others = map(outline, paths)
-    assert first[-1].startswith(OBJECTIVES[objective]), "the objective comes last"
-    assert others == [first, first]
-    first, *others = map(functions, paths)
-    assert others == [first, first]
 
 
 # Configs
@@ -109,9 +83,9 @@ def test_a_config_that_cannot_be_is_refused_by_name(changes: dict, said: str) ->
 # What is drawn
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", TRAINERS)
 def test_the_same_seed_draws_the_same(name: str) -> None:
-    config = SMALL[name]
+    config = TRAINERS[name]
     one, same, other = (config.draw(3, np.random.default_rng(seed)) for seed in (0, 0, 1))
     assert one
     for key, array in one.items():
@@ -122,7 +96,7 @@ def test_the_same_seed_draws_the_same(name: str) -> None:
 
 
 def test_an_order_has_every_patch_once() -> None:
-    order = SMALL["mae_official"].draw(50, np.random.default_rng(0))["order"]
+    order = TRAINERS["mae_official"].draw(50, np.random.default_rng(0))["order"]
     assert (np.sort(order, axis=1) == np.arange(order.shape[1])).all()
     assert len({tuple(row) for row in order.tolist()}) > 45
 
@@ -131,9 +105,9 @@ def test_an_order_has_every_patch_once() -> None:
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".npz"])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", TRAINERS)
 def test_files_give_the_weights_back(name: str, suffix: str, tmp_path: Path) -> None:
-    ours = Checkpoint(SMALL[name], isovit.init(SMALL[name], seed=3))
+    ours = Checkpoint(TRAINERS[name], isovit.init(TRAINERS[name], seed=3))
     isovit.save(ours, tmp_path / f"a{suffix}")
     found = isovit.load(tmp_path / f"a{suffix}")
     assert found.config == ours.config
@@ -174,7 +148,7 @@ def test_what_wants_a_model_says_so_in_one_line(run, words: tuple[str, ...]) -> 
 @pytest.mark.slow
 def test_parity_of_an_objective_is_a_proof(run, tmp_path: Path) -> None:
     path = tmp_path / "mae.json"
-    path.write_text(SMALL["mae_official"].to_json(), encoding="utf-8")
+    path.write_text(TRAINERS["mae_official"].to_json(), encoding="utf-8")
     words = ("--backends", "torch,flax", "--gradients", "--trace", "--json")
     done = run("parity", str(path), *words)
     assert done.code == 0

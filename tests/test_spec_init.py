@@ -11,7 +11,7 @@ import pytest
 from isovit.spec.config import Config
 from isovit.spec.families import param_tree
 from isovit.spec.initialize import INITIALIZERS, init, normal_features, probe, sinusoidal_positions
-from isovit.spec.param import Param
+from isovit.spec.param import Init, Param
 from isovit.spec.scheme import Scheme
 from tests.small import CONFIGS, T2T, VIT
 
@@ -28,7 +28,7 @@ def digest(weights: Weights) -> str:
 
 
 def drawn(kind: str, shape: tuple[int, ...], value: float, seed: int = 0) -> np.ndarray:
-    return INITIALIZERS[kind](np.random.default_rng(seed), shape, value)
+    return INITIALIZERS[kind](np.random.default_rng(seed), shape, Init(kind, value))
 
 
 def parameters(config: Config) -> dict[str, Param]:

@@ -10,7 +10,8 @@ import pytest
 
 import isovit
 from isovit.backends import BACKENDS, INFERENCE
-from isovit.spec.families import FAMILIES, config_class, family_module
+from isovit.spec.families import FAMILIES, class_name, config_class, family_module, home
+from isovit.spec.objectives import OBJECTIVES
 
 PACKAGE = Path(isovit.__file__).parent
 REPOSITORY = PACKAGE.parents[1]
@@ -58,6 +59,10 @@ def imported(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
+def model_file(backend: str, family: str) -> Path:
+    return PACKAGE / "backends" / backend / f"{home(family).replace('.', '/')}.py"
+
+
 def files_of(family: str, text: str) -> set[Path]:
     """The files of a family that a text names as ``path/families/X.py``, braces expanded."""
     found: set[Path] = set()
@@ -96,10 +101,10 @@ def test_the_list_of_backends_is_the_list_of_folders() -> None:
     assert folders == BACKENDS.keys() | INFERENCE.keys()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *OBJECTIVES])
 def test_a_family_has_config_variants_aliases_and_param_tree(family: str) -> None:
     module, cls = family_module(family), config_class(family)
-    assert cls.__name__ == f"{FAMILIES[family]}Config"
+    assert cls.__name__ == f"{class_name(family)}Config"
     assert cls().family == family
     assert callable(module.param_tree)
     assert all(type(variant) is cls for variant in module.VARIANTS.values())
@@ -107,22 +112,17 @@ def test_a_family_has_config_variants_aliases_and_param_tree(family: str) -> Non
     assert not module.ALIASES.keys() & module.VARIANTS.keys()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *OBJECTIVES])
 def test_the_backends_have_the_same_classes_in_the_same_order(family: str) -> None:
-    outlines = {
-        name: outline(PACKAGE / "backends" / name / "families" / f"{family}.py")
-        for name in BACKENDS
-    }
-    assert outlines["torch"][-1].startswith(FAMILIES[family]), "the model comes last"
+    outlines = {name: outline(model_file(name, family)) for name in BACKENDS}
+    assert outlines["torch"][-1].startswith(class_name(family)), "the model comes last"
     assert outlines["flax"] == outlines["torch"]
     assert outlines["keras"] == outlines["torch"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *OBJECTIVES])
 def test_the_backends_have_the_same_functions_in_the_same_order(family: str) -> None:
-    first, *others = (
-        functions(PACKAGE / "backends" / name / "families" / f"{family}.py") for name in BACKENDS
-    )
+    first, *others = (functions(model_file(name, family)) for name in BACKENDS)
     assert others == [first, first]
 
 

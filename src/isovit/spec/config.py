@@ -122,8 +122,9 @@ class BaseConfig(
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of what a model is called with for one image."""
-        raise NotImplementedError
+        """Shape of what a model is called with for one image; that of the one model within."""
+        (config,) = self.parts.values()
+        return config.input_shape
 
     @property
     def position_tables(self) -> Mapping[str, PositionTable]:
@@ -133,7 +134,7 @@ class BaseConfig(
     @property
     def parts(self) -> Mapping[str, Config]:
         """Configs of the models that this one is made of, by the path of the module."""
-        return {}
+        return self._configs()
 
     def draw(self, batch: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """What a model is called with beside the images, by the name of its argument."""
@@ -152,10 +153,10 @@ class BaseConfig(
             changes = {**_default_statistics(changes["in_channels"]), **changes}
         return cast("Self", config_from_dict(_merge(self.to_dict(), changes)))
 
-    def _configs(self) -> dict[str, BaseConfig]:
-        """The fields that are configs themselves."""
+    def _configs(self) -> dict[str, Config]:
+        """The fields that are configs of models."""
         fields = {name: getattr(self, name) for name in self.__struct_fields__}
-        return {name: value for name, value in fields.items() if isinstance(value, BaseConfig)}
+        return {name: value for name, value in fields.items() if isinstance(value, Config)}
 
     def to_dict(self) -> dict[str, Any]:
         """The config as plain data, ``family`` included."""

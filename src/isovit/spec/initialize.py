@@ -14,11 +14,11 @@ import numpy as np
 
 from isovit.spec.config import BaseConfig
 from isovit.spec.families import param_tree
-from isovit.spec.param import STATISTICS, Param, Role
+from isovit.spec.param import STATISTICS, Init, Param, Role
 from isovit.spec.positions import sincos_positions, sinusoidal_positions
 
 Array = np.ndarray
-Draw = Callable[[np.random.Generator, tuple[int, ...], float], Array]
+Draw = Callable[[np.random.Generator, tuple[int, ...], Init], Array]
 
 
 def init(config: BaseConfig, seed: int = 0) -> dict[str, Array]:
@@ -38,11 +38,7 @@ def init(config: BaseConfig, seed: int = 0) -> dict[str, Array]:
 def draw(param: Param, path: str, seed: int) -> Array:
     """One parameter of ``init``: float32, by the seed and its path alone, or that of its source."""
     rng, init = _generator(seed, param.source or path), param.init
-    if init.grid is not None:
-        tokens, dim = param.shape[-2:]
-        table = sincos_positions(init.grid, dim, tokens - math.prod(init.grid), init.value)
-        return table.reshape(param.shape)
-    return INITIALIZERS[init.kind](rng, param.shape, init.value)
+    return INITIALIZERS[init.kind](rng, param.shape, init)
 
 
 def probe(config: BaseConfig, seed: int = 0) -> dict[str, Array]:
@@ -88,26 +84,26 @@ def _probe_moments(param: Param) -> tuple[float, float]:
             return 0.0, 0.5
 
 
-def _constant(_: np.random.Generator, shape: tuple[int, ...], value: float) -> Array:
-    return np.full(shape, value, np.float32)
+def _constant(_: np.random.Generator, shape: tuple[int, ...], init: Init) -> Array:
+    return np.full(shape, init.value, np.float32)
 
 
-def _normal(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> Array:
-    return (std * rng.standard_normal(shape)).astype(np.float32)
+def _normal(rng: np.random.Generator, shape: tuple[int, ...], init: Init) -> Array:
+    return (init.value * rng.standard_normal(shape)).astype(np.float32)
 
 
-def _uniform(rng: np.random.Generator, shape: tuple[int, ...], bound: float) -> Array:
-    return rng.uniform(-bound, bound, shape).astype(np.float32)
+def _uniform(rng: np.random.Generator, shape: tuple[int, ...], init: Init) -> Array:
+    return rng.uniform(-init.value, init.value, shape).astype(np.float32)
 
 
-def _trunc_normal(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> Array:
+def _trunc_normal(rng: np.random.Generator, shape: tuple[int, ...], init: Init) -> Array:
     """N(0, std²) cut at ±2 in absolute units, as in timm: for std 0.02 the cut never bites."""
-    return _cut_normal(rng, shape, cut=2.0 / std, std=std)
+    return _cut_normal(rng, shape, cut=2.0 / init.value, std=init.value)
 
 
-def _lecun_normal(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> Array:
+def _lecun_normal(rng: np.random.Generator, shape: tuple[int, ...], init: Init) -> Array:
     """Normal cut at two deviations and widened to have deviation ``std``, as in Flax."""
-    return _cut_normal(rng, shape, cut=2.0, std=std / 0.87962566103423978)
+    return _cut_normal(rng, shape, cut=2.0, std=init.value / 0.87962566103423978)
 
 
 def _cut_normal(rng: np.random.Generator, shape: tuple[int, ...], cut: float, std: float) -> Array:
@@ -117,18 +113,18 @@ def _cut_normal(rng: np.random.Generator, shape: tuple[int, ...], cut: float, st
     return (std * values).astype(np.float32)
 
 
-def _orthogonal_rows(rng: np.random.Generator, shape: tuple[int, ...], norm: float) -> Array:
+def _orthogonal_rows(rng: np.random.Generator, shape: tuple[int, ...], init: Init) -> Array:
     """Orthogonal rows of one norm."""
-    return (norm * _orthonormal(rng.standard_normal(shape))).astype(np.float32)
+    return (init.value * _orthonormal(rng.standard_normal(shape))).astype(np.float32)
 
 
-def _orthogonal_normal(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> Array:
+def _orthogonal_normal(rng: np.random.Generator, shape: tuple[int, ...], init: Init) -> Array:
     """Rows each of which is normal, though they are orthogonal, as many at a time as can be."""
     features, dim = shape
     normal = rng.standard_normal(shape)
     blocks = [_orthonormal(normal[first : first + dim]) for first in range(0, features, dim)]
     lengths = [math.sqrt(math.fsum((row * row).tolist())) for row in rng.standard_normal(shape)]
-    return (std * np.array(lengths)[:, None] * np.concatenate(blocks)).astype(np.float32)
+    return (init.value * np.array(lengths)[:, None] * np.concatenate(blocks)).astype(np.float32)
 
 
 def _orthonormal(vectors: Array) -> Array:
@@ -142,8 +138,15 @@ def _orthonormal(vectors: Array) -> Array:
     return np.array(rows)
 
 
-def _sinusoid(_: np.random.Generator, shape: tuple[int, ...], base: float) -> Array:
-    return sinusoidal_positions(shape[1], shape[2], base)[None]
+def _sinusoid(_: np.random.Generator, shape: tuple[int, ...], init: Init) -> Array:
+    return sinusoidal_positions(shape[1], shape[2], init.value)[None]
+
+
+def _sincos_2d(_: np.random.Generator, shape: tuple[int, ...], init: Init) -> Array:
+    assert init.grid is not None, "the param tree says what the table is laid over"
+    tokens, dim = shape[-2:]
+    prefix = tokens - math.prod(init.grid)
+    return sincos_positions(init.grid, dim, prefix, init.value).reshape(shape)
 
 
 def orthogonal_features(features: int, dim: int, seed: int = 0) -> Array:
@@ -186,4 +189,5 @@ INITIALIZERS: dict[str, Draw] = {
     "orthogonal_rows": _orthogonal_rows,
     "orthogonal_normal": _orthogonal_normal,
     "sinusoid": _sinusoid,
+    "sincos_2d": _sincos_2d,
 }

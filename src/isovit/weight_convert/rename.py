@@ -25,7 +25,7 @@ from isovit.spec.layout import (
     native_shape,
     permutation,
 )
-from isovit.spec.param import Param, Role
+from isovit.spec.param import Param, Role, join
 from isovit.weight_convert.tensors import Spec, Tensors
 
 INDEX = re.compile(r"\{(?:(\d*)([a-z]))?(?:\+?(\d+))?\}")
@@ -184,6 +184,26 @@ def drop(foreign: str, reason: str, write: np.ndarray | None = None) -> Drop:
 def repeated(foreign: str, reason: str, copies: Mapping[str, str]) -> Drop:
     """Keys of a module that the foreign model has under another name too."""
     return Drop(foreign, reason, copies=copies)
+
+
+def within(foreign: str, canonical: str, rows: Iterable[Row | Drop]) -> list[Row | Drop]:
+    """Rows of a model that is a part of another.
+
+    Args:
+        foreign: what the other calls it; empty where the names of the part are its own names too.
+        canonical: path of the part.
+        rows: of the part alone. Under another name, keys that it drops are not written.
+    """
+
+    def moved(row: Row | Drop) -> Row | Drop:
+        if isinstance(row, Row):
+            names = tuple(join(foreign, name) for name in row.foreign)
+            return replace(row, foreign=names, canonical=join(canonical, row.canonical))
+        if not foreign:
+            return row
+        return Drop(rf"{re.escape(foreign)}\.({row.foreign})", row.reason)
+
+    return [moved(row) for row in rows]
 
 
 class RenameTable:

@@ -203,6 +203,22 @@ SIZES: dict[str, dict[str, Any]] = {
 AUGREG = Preprocess(crop_fraction=0.9, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
+README = ViTConfig(
+    image_size=(256, 256),
+    patch_size=(32, 32),
+    patch_embed="norm_linear_norm",
+    embed_dim=1024,
+    depth=6,
+    num_heads=8,
+    head_dim=64,
+    qkv_bias=False,
+    mlp_dim=2048,
+    norm_eps=1e-5,
+    init_scheme="vit_pytorch",
+)
+"""The ViT of vit-pytorch's README, which its objectives train, without dropout."""
+
+
 def _augreg(size: str, patch_size: int) -> ViTConfig:
     return ViTConfig(patch_size=(patch_size, patch_size), preprocess=AUGREG, **SIZES[size])
 

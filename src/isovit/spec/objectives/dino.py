@@ -29,7 +29,7 @@ from isovit.spec.config import (
     Positive,
     require,
 )
-from isovit.spec.families.vit import SIZES, ViTConfig
+from isovit.spec.families.vit import README, SIZES, ViTConfig
 from isovit.spec.param import ONES, ZEROS, Init, Param, ParamTree, Role, dense, join, repeat
 from isovit.spec.published import Published
 from isovit.spec.scheme import Scheme
@@ -227,20 +227,7 @@ def _following(tree: ParamTree, path: str) -> ParamTree:
 
 # README of vit-pytorch, section "Dino"; the class itself has out_dim=65336, a slip.
 PYTORCH: dict[str, Any] = dict(
-    net=ViTConfig(
-        image_size=(256, 256),
-        num_classes=0,
-        patch_size=(32, 32),
-        patch_embed="norm_linear_norm",
-        embed_dim=1024,
-        depth=6,
-        num_heads=8,
-        head_dim=64,
-        qkv_bias=False,
-        mlp_dim=2048,
-        norm_eps=1e-5,
-        init_scheme="vit_pytorch",
-    ),
+    net=README.replace(num_classes=0),
     head_hidden_dim=256,
     head_last_activation=True,
     normalize_eps=1e-6,

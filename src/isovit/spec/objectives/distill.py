@@ -13,7 +13,6 @@ head are of use in training alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -23,7 +22,7 @@ import numpy as np
 from isovit.spec.blocks import TransformerConfig
 from isovit.spec.config import BaseConfig, Config, Epsilon, require
 from isovit.spec.families import family_module, vit
-from isovit.spec.families.vit import ViTConfig
+from isovit.spec.families.vit import README, ViTConfig
 from isovit.spec.param import Param, ParamTree, Role, dense, layer_norm
 from isovit.spec.published import Published
 from isovit.spec.scheme import Scheme
@@ -101,16 +100,6 @@ class DistillConfig(BaseConfig, frozen=True, kw_only=True, tag="distill"):
         )
 
     @property
-    def parts(self) -> Mapping[str, Config]:
-        """See ``BaseConfig.parts``."""
-        return {"student": self.student}
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Height, width and channels of an image."""
-        return self.student.input_shape
-
-    @property
     def divisor(self) -> int:
         """What the divergence of one image is divided by."""
         return self.student.num_classes if self.reduction == "numel" else 1
@@ -171,23 +160,7 @@ def _deit(size: str) -> DistillConfig:
 
 # README of vit-pytorch, section "Distillation".
 PYTORCH: dict[str, Any] = dict(
-    student=ViTConfig(
-        image_size=(256, 256),
-        num_classes=1000,
-        patch_size=(32, 32),
-        patch_embed="norm_linear_norm",
-        embed_dim=1024,
-        depth=6,
-        num_heads=8,
-        head_dim=64,
-        qkv_bias=False,
-        mlp_dim=2048,
-        norm_eps=1e-5,
-        embed_dropout_rate=0.1,
-        dropout_rate=0.1,
-        attn_dropout_rate=0.1,
-        init_scheme="vit_pytorch",
-    ),
+    student=README.replace(embed_dropout_rate=0.1, dropout_rate=0.1, attn_dropout_rate=0.1),
     alpha=0.5,
     temperature=3.0,
 )

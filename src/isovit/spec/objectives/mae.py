@@ -12,16 +12,15 @@ no class token, learned positions, and the pixels as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
 from isovit.spec.blocks import BlockConfig, block
-from isovit.spec.config import BaseConfig, Config, NonNegative, Positive, Rate, require
+from isovit.spec.config import BaseConfig, NonNegative, Positive, Rate, require
 from isovit.spec.families import vit
-from isovit.spec.families.vit import SIZES, ViTConfig
+from isovit.spec.families.vit import README, SIZES, ViTConfig
 from isovit.spec.param import Init, Param, ParamTree, Role, dense, layer_norm, repeat
 from isovit.spec.positions import sincos_positions
 from isovit.spec.published import Published
@@ -100,16 +99,6 @@ class MAEConfig(BaseConfig, frozen=True, kw_only=True, tag="mae"):
             self.normalized_pixels,
             "a patch of one number has no variance",
         )
-
-    @property
-    def parts(self) -> Mapping[str, Config]:
-        """See ``BaseConfig.parts``."""
-        return {"encoder": self.encoder}
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Height, width and channels of an image."""
-        return self.encoder.input_shape
 
     @property
     def kept(self) -> int:
@@ -210,22 +199,7 @@ def _official(size: str, patch_size: int) -> MAEConfig:
 
 # README of vit-pytorch, section "Masked Autoencoder"; its ViT pools by the mean.
 PYTORCH: dict[str, Any] = dict(
-    encoder=ViTConfig(
-        image_size=(256, 256),
-        num_classes=0,
-        patch_size=(32, 32),
-        patch_embed="norm_linear_norm",
-        embed_dim=1024,
-        depth=6,
-        num_heads=8,
-        head_dim=64,
-        qkv_bias=False,
-        mlp_dim=2048,
-        norm_eps=1e-5,
-        class_token=False,
-        pool="mean",
-        init_scheme="vit_pytorch",
-    ),
+    encoder=README.replace(num_classes=0, class_token=False, pool="mean"),
     mask_rounds_down="hidden",
     decoder_dim=512,
     decoder_depth=6,

@@ -24,17 +24,16 @@ may be in either of its bins.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated
 
 import msgspec
 import numpy as np
 
-from isovit.spec.config import BaseConfig, Config, Epsilon, Positive, require
+from isovit.spec.config import BaseConfig, Epsilon, Positive, require
 from isovit.spec.families import vit
-from isovit.spec.families.vit import ViTConfig
-from isovit.spec.objectives.mae import PYTORCH, check_encoder, draw_order
+from isovit.spec.families.vit import README, ViTConfig
+from isovit.spec.objectives.mae import check_encoder, draw_order
 from isovit.spec.param import Param, ParamTree, Role, dense
 from isovit.spec.published import Published
 from isovit.spec.scheme import Scheme
@@ -92,16 +91,6 @@ class MPPConfig(BaseConfig, frozen=True, kw_only=True, tag="mpp"):
             f"times in_channels={self.encoder.in_channels} must be {MAX_BITS} or less: the head "
             "has a class for every colour",
         )
-
-    @property
-    def parts(self) -> Mapping[str, Config]:
-        """See ``BaseConfig.parts``."""
-        return {"encoder": self.encoder}
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Height, width and channels of an image."""
-        return self.encoder.input_shape
 
     @property
     def masked(self) -> int:
@@ -180,12 +169,8 @@ def param_tree(config: MPPConfig) -> ParamTree:
 VARIANTS: dict[str, MPPConfig] = {
     # README of vit-pytorch, section "Masked Patch Prediction"; its images are from 0 to 1.
     "mpp_vit_pytorch": MPPConfig(
-        encoder=PYTORCH["encoder"].replace(
-            class_token=True,
-            pool="cls",
-            dropout_rate=0.1,
-            attn_dropout_rate=0.1,
-            embed_dropout_rate=0.1,
+        encoder=README.replace(
+            num_classes=0, embed_dropout_rate=0.1, dropout_rate=0.1, attn_dropout_rate=0.1
         ),
         normalized_images=False,
         random_patch_prob=0.3,

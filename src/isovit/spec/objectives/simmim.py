@@ -18,16 +18,15 @@ the batch, so that a batch without any has a loss; here there is always one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
-from isovit.spec.config import BaseConfig, Config, Pair, Rate, require
+from isovit.spec.config import BaseConfig, Pair, Rate, require
 from isovit.spec.families import vit
-from isovit.spec.families.vit import SIZES, ViTConfig
-from isovit.spec.objectives.mae import PYTORCH, check_encoder, draw_order
+from isovit.spec.families.vit import README, SIZES, ViTConfig
+from isovit.spec.objectives.mae import check_encoder, draw_order
 from isovit.spec.param import Param, ParamTree, Role, dense
 from isovit.spec.published import Published
 from isovit.spec.scheme import Scheme
@@ -78,16 +77,6 @@ class SimMIMConfig(BaseConfig, frozen=True, kw_only=True, tag="simmim"):
         )
 
     @property
-    def parts(self) -> Mapping[str, Config]:
-        """See ``BaseConfig.parts``."""
-        return {"encoder": self.encoder}
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Height, width and channels of an image."""
-        return self.encoder.input_shape
-
-    @property
     def units(self) -> tuple[int, int]:
         """Rows and columns of units."""
         (rows, columns), (height, width) = self.encoder.grid, self.mask_unit
@@ -132,7 +121,7 @@ VARIANTS: dict[str, SimMIMConfig] = {
     ),
     # README of vit-pytorch, section "Simple Masked Image Modeling".
     "simmim_vit_pytorch": SimMIMConfig(
-        encoder=PYTORCH["encoder"],
+        encoder=README.replace(num_classes=0, class_token=False, pool="mean"),
         mask_ratio=0.5,
         mask_rounds="down",
         mask_unit=(1, 1),

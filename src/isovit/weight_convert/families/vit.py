@@ -70,22 +70,28 @@ def hf(config: ViTConfig) -> RenameTable:
 
 def hf_rows(config: ViTConfig) -> list[Row | Drop]:
     """The whole of Hugging Face's model."""
-    layer = "encoder.layer.{i}"
     return [
         rename("embeddings.cls_token", "cls_token"),
         rename("embeddings.distillation_token", "dist_token"),
         rename("embeddings.position_embeddings", "pos_embed"),
         rename("embeddings.patch_embeddings.projection", "patch_embed.proj"),
-        rename(f"{layer}.layernorm_before", "blocks.{i}.norm1"),
-        fuse(f"{layer}.attention.attention.{{query|key|value}}", "blocks.{i}.attn.qkv"),
-        rename(f"{layer}.attention.output.dense", "blocks.{i}.attn.proj"),
-        rename(f"{layer}.layernorm_after", "blocks.{i}.norm2"),
-        rename(f"{layer}.intermediate.dense", "blocks.{i}.mlp.fc1"),
-        rename(f"{layer}.output.dense", "blocks.{i}.mlp.fc2"),
+        *hf_layer_rows("encoder.layer.{i}", "blocks.{i}"),
         rename("layernorm", "norm"),
         rename("cls_classifier" if config.dist_head else "classifier", "head"),
         rename("distillation_classifier", "head_dist"),
         drop(r"pooler\.dense\..*", "no classifier uses the pooler"),
+    ]
+
+
+def hf_layer_rows(layer: str, block: str) -> list[Row]:
+    """A block, under its path on either side."""
+    return [
+        rename(f"{layer}.layernorm_before", f"{block}.norm1"),
+        fuse(f"{layer}.attention.attention.{{query|key|value}}", f"{block}.attn.qkv"),
+        rename(f"{layer}.attention.output.dense", f"{block}.attn.proj"),
+        rename(f"{layer}.layernorm_after", f"{block}.norm2"),
+        rename(f"{layer}.intermediate.dense", f"{block}.mlp.fc1"),
+        rename(f"{layer}.output.dense", f"{block}.mlp.fc2"),
     ]
 
 

@@ -7,34 +7,14 @@ vit-pytorch's ``dino.py`` (MIT).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 from isovit.spec.objectives.dino import DINOConfig
 from isovit.weight_convert.formats import rename_table
-from isovit.weight_convert.rename import Drop, RenameTable, Row, drop, parameter, rename
+from isovit.weight_convert.rename import RenameTable, drop, parameter, rename, within
 
 TOGETHER = ("student", "teacher", "dino_loss")
 """The state dicts of a file that are one model."""
-
-
-def within(foreign: str, canonical: str, table: RenameTable) -> list[Row | Drop]:
-    """Rows of a model that is a part of this one, under a name of its own on either side."""
-    return [
-        *(
-            replace(
-                row,
-                foreign=tuple(f"{foreign}.{name}" for name in row.foreign),
-                canonical=f"{canonical}.{row.canonical}",
-            )
-            for row in table.rows
-        ),
-        *(
-            replace(row, foreign=rf"{re.escape(foreign)}\.({row.foreign})", write=None, copies={})
-            for row in table.drops
-        ),
-    ]
 
 
 def dino(config: DINOConfig) -> RenameTable:
@@ -45,7 +25,7 @@ def dino(config: DINOConfig) -> RenameTable:
             row
             for side in ("student", "teacher")
             for row in (
-                *within(f"{side}.backbone", f"{side}.net", net),
+                *within(f"{side}.backbone", f"{side}.net", (*net.rows, *net.drops)),
                 rename(f"{side}.head.mlp.{{2i}}", f"{side}.head.mlp.{{i}}"),
                 parameter(f"{side}.{last}.weight_g", f"{side}.{last}.gain", "o 1"),
                 parameter(f"{side}.{last}.weight_v", f"{side}.{last}.kernel", "o i"),
@@ -63,7 +43,7 @@ def vit_pytorch(config: DINOConfig) -> RenameTable:
             row
             for side in ("student", "teacher")
             for row in (
-                *within(f"{side}_encoder.net", f"{side}.net", net),
+                *within(f"{side}_encoder.net", f"{side}.net", (*net.rows, *net.drops)),
                 rename(f"{side}_encoder.projector.net.{{2i}}", f"{side}.head.mlp.{{i}}"),
                 rename(f"{side}_encoder.projector.net.{last}", f"{side}.head.last_layer"),
             )

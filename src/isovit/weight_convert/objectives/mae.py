@@ -13,21 +13,13 @@ from typing import Any
 
 from isovit.spec.objectives.mae import MAEConfig
 from isovit.weight_convert.families import vit
-from isovit.weight_convert.rename import Drop, RenameTable, Row, fuse, rename
-
-
-def within(part: str, rows: list[Row | Drop]) -> list[Row | Drop]:
-    """Rows of a model that is a part of this one; the foreign names stay."""
-    return [
-        replace(row, canonical=f"{part}.{row.canonical}") if isinstance(row, Row) else row
-        for row in rows
-    ]
+from isovit.weight_convert.rename import RenameTable, rename, within
 
 
 def mae(config: MAEConfig) -> RenameTable:
     """The official code: timm's names, and the decoder's beside them."""
     return RenameTable(
-        *within("encoder", vit.timm_rows(config.encoder)),
+        *within("", "encoder", vit.timm_rows(config.encoder)),
         rename("mask_token", "mask_token"),
         rename("decoder_pos_embed", "decoder_pos_embed"),
         rename("decoder_embed", "decoder_embed"),
@@ -44,18 +36,12 @@ def mae(config: MAEConfig) -> RenameTable:
 
 def hf(config: MAEConfig) -> RenameTable:
     """Hugging Face: the encoder without ``vit.``, as all releases are brought to one form."""
-    layer, block = "decoder.decoder_layers.{i}", "decoder_blocks.{i}"
     return RenameTable(
-        *within("encoder", vit.hf_rows(config.encoder)),
+        *within("", "encoder", vit.hf_rows(config.encoder)),
         rename("decoder.mask_token", "mask_token"),
         rename("decoder.decoder_pos_embed", "decoder_pos_embed"),
         rename("decoder.decoder_embed", "decoder_embed"),
-        rename(f"{layer}.layernorm_before", f"{block}.norm1"),
-        fuse(f"{layer}.attention.attention.{{query|key|value}}", f"{block}.attn.qkv"),
-        rename(f"{layer}.attention.output.dense", f"{block}.attn.proj"),
-        rename(f"{layer}.layernorm_after", f"{block}.norm2"),
-        rename(f"{layer}.intermediate.dense", f"{block}.mlp.fc1"),
-        rename(f"{layer}.output.dense", f"{block}.mlp.fc2"),
+        *vit.hf_layer_rows("decoder.decoder_layers.{i}", "decoder_blocks.{i}"),
         rename("decoder.decoder_norm", "decoder_norm"),
         rename("decoder.decoder_pred", "decoder_pred"),
     )
