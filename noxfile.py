@@ -72,7 +72,7 @@ def run(
 
 
 IN_PARALLEL = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "worksteal"]
-"""Processes of pytest-xdist, for tests that wait for compilers and for other processes."""
+"""Processes of pytest-xdist: models are small, so that a test keeps one core busy."""
 
 COMPILED = {"flax": "quick", "keras:jax": "quick", "keras:tensorflow": "ci"}
 """Of backends that compile each example, how many; ``nightly`` is for every backend."""
@@ -80,8 +80,7 @@ COMPILED = {"flax": "quick", "keras:jax": "quick", "keras:tensorflow": "ci"}
 
 def parity_tests(session: nox.Session, backend: str, *arguments: str, profile: str = "") -> None:
     """Run the parity suite for one backend, in a process of its own."""
-    parallel = IN_PARALLEL if backend in COMPILED else []
-    options = ["--backend", backend, "--require", *parallel, *arguments, *session.posargs]
+    options = ["--backend", backend, "--require", *IN_PARALLEL, *arguments, *session.posargs]
     usual = profile or COMPILED.get(backend, "ci")
     chosen = os.environ.get("HYPOTHESIS_PROFILE", usual)
     run(session, "pytest", "parity_tests", *options, HYPOTHESIS_PROFILE=chosen)

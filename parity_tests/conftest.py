@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from isovit.backends import BACKENDS, ENGINES, get_backend, parse_backend, require_installed
 from isovit.errors import InputError
+from parity_tests.compiling import XLA_FLAGS
 from parity_tests.oracles.importing import REQUIRE
 from parity_tests.subject import Subject
 
@@ -59,8 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["KERAS_BACKEND"] = engines[0]
     os.environ["JAX_ENABLE_X64"] = "1"
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    # LLVM's optimiser takes half of the time of a test and changes no sum of the program.
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"  # oneDNN on TensorFlow knows no float64
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))

@@ -9,6 +9,7 @@ from isovit.parity.compare import error
 from isovit.spec.families import FAMILIES
 from parity_tests.agreement import assert_agree
 from parity_tests.apart import Results, results_of
+from parity_tests.compiling import XLA_FLAGS
 from parity_tests.examples import NIGHTLY
 from parity_tests.subject import Subject
 
@@ -21,7 +22,7 @@ KERAS = ("vit", "levit")
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "JAX_ENABLE_X64": "0",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {XLA_FLAGS}",
 }
 
 

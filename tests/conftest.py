@@ -10,14 +10,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from isovit.cli import main
+from parity_tests.compiling import XLA_FLAGS
 from parity_tests.oracles.importing import REQUIRE
 from tests.outcome import Outcome
 
 os.environ["KERAS_BACKEND"] = "torch"  # TensorFlow takes seconds to start
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0"
-)  # compiles in half the time
+os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 
 settings.register_profile(
     "unit",

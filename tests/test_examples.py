@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from isovit.spec.objectives import OBJECTIVES
+from parity_tests.compiling import XLA_FLAGS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NUMBER = r"(\d+\.\d+)"
@@ -26,7 +27,7 @@ def said(name: str, *words: str) -> str:
     environment = {
         "KERAS_BACKEND": "tensorflow",
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # of small programs, a few steps
+        "XLA_FLAGS": XLA_FLAGS,
         "OMP_NUM_THREADS": "1",  # other tests run beside it
     }
     done = subprocess.run(

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import msgspec
 
+from parity_tests.compiling import XLA_FLAGS
 from tests.fuzz.check import Result, resident
 from tests.fuzz.corpus import build
 from tests.fuzz.plan import case_of
@@ -241,7 +242,7 @@ def environment() -> dict[str, str]:
         **os.environ,
         "KERAS_BACKEND": "torch",
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": XLA_FLAGS,
         "OMP_NUM_THREADS": "1",
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "PYTHONHASHSEED": "0",

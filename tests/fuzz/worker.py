@@ -13,9 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from parity_tests.compiling import XLA_FLAGS
+
 os.environ.setdefault("KERAS_BACKEND", "torch")  # before Keras; TensorFlow takes seconds to start
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 
 import msgspec
 
