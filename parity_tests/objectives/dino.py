@@ -35,8 +35,20 @@ EXAMPLES = {
         teacher_temp=0.3,
         **{**HEAD, "head_hidden_dim": 9},
     ),
+    "dino_local": DINOConfig(
+        net=ViTConfig(**NET, dist_token=True), local_views=2, local_image_size=(6, 12),
+        student_temp=0.4, teacher_temp=0.2, **HEAD,
+    ),
+    "dino_local_patches": DINOConfig(
+        net=ViTConfig(
+            **NET, patch_embed="norm_linear_norm", pos_embed_tokens="patches", pool="mean_patches",
+            final_norm="pooled",
+        ),
+        views=1, teacher_views=2, local_views=2, local_image_size=(12, 4), student_temp=0.5,
+        teacher_temp=0.3, last_layer="dense", **HEAD,
+    ),
 }  # fmt: skip
-"""Both forms; the lengths of the one train, so that they show."""
+"""Both forms, the lengths of the one train, so that they show; and local views on another grid."""
 
 
 def headless(config: Config) -> Config | None:
@@ -59,12 +71,24 @@ NETS: tuple[Config, ...] = tuple(
 
 
 @st.composite
+def local_fields(draw: st.DrawFn, net: Config) -> dict[str, Any]:
+    """Local views of any number of patches, that of the net among them; of a ViT alone."""
+    if not isinstance(net, ViTConfig):
+        return {}
+    height, width = net.patch_size
+    size = (height * draw(st.integers(1, 4)), width * draw(st.integers(1, 4)))
+    return {"local_views": draw(st.integers(0, 2)), "local_image_size": size}
+
+
+@st.composite
 def configs(draw: st.DrawFn) -> DINOConfig:
     """Any model that returns one vector, any head, any number of views."""
     drawn = vit.configs().map(headless).filter(lambda net: net is not None)
     weight_norm, views = draw(st.booleans()), draw(st.integers(1, 3))
+    net = draw(drawn | st.sampled_from(NETS))
     return DINOConfig(
-        net=draw(drawn | st.sampled_from(NETS)),
+        net=net,
+        **draw(local_fields(net)),
         views=views,
         teacher_views=draw(st.integers(2 if views == 1 else 1, 2)),
         head_layers=draw(st.integers(1, 3)),

@@ -21,6 +21,17 @@ def torch_bicubic(size_in: int, size_out: int) -> np.ndarray:
     return bicubic(size_in, size_out, size_in / size_out)
 
 
+def dino_bicubic(size_in: int, size_out: int) -> np.ndarray:
+    """``torch_bicubic`` with the spacing of a grid larger by 0.1; DINO.
+
+    DINO gives PyTorch a factor in place of a size, enlarged against rounding down; PyTorch spaces
+    the positions by this factor. Thus an axis whose size stays is resampled too.
+
+    Source: DINO vision_transformer.py ``interpolate_pos_encoding``, and its issue 8.
+    """
+    return bicubic(size_in, size_out, 1.0 / ((size_out + 0.1) / size_in))
+
+
 def bicubic(size_in: int, size_out: int, spacing: float) -> np.ndarray:
     """Keys' kernel of width 4, never widened; beyond the border, the border's value."""
     taps = np.arange(-2, size_in + 2)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from isovit.errors import InputError
-from isovit.spec.resample import bicubic, centres, keys, torch_bicubic
+from isovit.spec.resample import centres, dino_bicubic, keys, torch_bicubic
 
 
 def torch_bicubic_antialias(size_in: int, size_out: int) -> np.ndarray:
@@ -47,17 +47,6 @@ def bilinear_align_corners(size_in: int, size_out: int) -> np.ndarray:
     such pair of sizes); here that row is the corner's, as for all other sizes.
     """
     return _linear(size_in, np.linspace(0.0, size_in - 1.0, size_out))
-
-
-def dino_bicubic(size_in: int, size_out: int) -> np.ndarray:
-    """``torch_bicubic`` with the spacing of a grid larger by 0.1; DINO.
-
-    DINO gives PyTorch a factor in place of a size, enlarged against rounding down; PyTorch spaces
-    the positions by this factor. Thus an axis whose size stays is resampled too.
-
-    Source: DINO vision_transformer.py ``interpolate_pos_encoding``, and its issue 8.
-    """
-    return bicubic(size_in, size_out, 1.0 / ((size_out + 0.1) / size_in))
 
 
 METHODS: dict[str, Callable[[int, int], np.ndarray]] = {

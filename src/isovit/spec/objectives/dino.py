@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -24,8 +24,11 @@ from isovit.spec.config import (
     Activation,
     BaseConfig,
     Config,
+    ConfigError,
     Epsilon,
     InitScheme,
+    NonNegative,
+    Pair,
     Positive,
     require,
 )
@@ -42,13 +45,19 @@ class DINOConfig(BaseConfig, frozen=True, kw_only=True, tag="dino"):
     teacher's, (batch, teacher_views, height, width, channels). The first of the student's views are
     the teacher's, or other crops that take their places: no view is compared with that of its own
     number, each other one is. In the official form those are the same crops; in vit-pytorch's, of
-    each augmented image, a small crop is the student's and a large one the teacher's.
+    each augmented image, a small crop is the student's and a large one the teacher's. Local views
+    follow the student's others, (batch, local_views, height, width, channels) of a size of their
+    own: small crops, each of which is compared with all that the teacher sees.
 
     Attributes:
         net: the model that learns, of any family: without a head, and one vector for an image. The
             teacher is the same without stochastic depth.
         views: of an image, that the student sees; all of the net's image size.
         teacher_views: that the teacher sees.
+        local_views: of ``local_image_size``, that the student sees besides; only of a ViT. For them
+            its positions are resampled within the model, by ``dino_bicubic``, where the grid of
+            patches is another; those of the class token and the like stay.
+        local_image_size: height and width of these, in pixels; of no account without them.
         head_layers: products of the head before its vector is given length 1.
         head_hidden_dim: width between them.
         bottleneck_dim: width of the last of them.
@@ -68,6 +77,8 @@ class DINOConfig(BaseConfig, frozen=True, kw_only=True, tag="dino"):
     net: Config = ViTConfig(num_classes=0, drop_path_rate=0.1, **SIZES["s"])
     views: Positive = 2
     teacher_views: Positive = 2
+    local_views: NonNegative = 0
+    local_image_size: Pair = (96, 96)
     head_layers: Positive = 3
     head_hidden_dim: Positive = 2048
     bottleneck_dim: Positive = 256
@@ -92,6 +103,7 @@ class DINOConfig(BaseConfig, frozen=True, kw_only=True, tag="dino"):
             self.net.family,
             f"must return one vector for an image, not the shape {output}: is pool=none?",
         )
+        self._check_local_views()
         require(
             bool(self.pairs),
             "views",
@@ -112,9 +124,25 @@ class DINOConfig(BaseConfig, frozen=True, kw_only=True, tag="dino"):
             "needs last_layer=weight_norm",
         )
 
+    def _check_local_views(self) -> None:
+        """Check that the net takes images of their size, if there are any."""
+        if not self.local_views:
+            return
+        require(
+            isinstance(self.net, ViTConfig),
+            "local_views",
+            self.local_views,
+            f"needs a vit, whose size shows in nothing but its positions; got {self.net.family}",
+        )
+        try:
+            self.net.replace(image_size=self.local_image_size)
+        except ConfigError as error:
+            given = f"local_image_size={self.local_image_size}"
+            raise ConfigError(f"{given}: the net cannot take it: {error}") from None
+
     def check_images(self, shape: Sequence[int | None]) -> None:
-        """See ``BaseConfig.check_images``; here of the student's views."""
-        self._check_views("images", self.views, shape)
+        """See ``BaseConfig.check_images``; here of the student's views of the net's size."""
+        self._check_views("images", self.input_shape, shape)
 
     def check_teacher_images(self, shape: Sequence[int | None]) -> None:
         """The same of the teacher's views.
@@ -122,13 +150,30 @@ class DINOConfig(BaseConfig, frozen=True, kw_only=True, tag="dino"):
         Raises:
             InputError: if it is not (batch, teacher_views, height, width, channels).
         """
-        self._check_views("teacher_images", self.teacher_views, shape)
+        wanted = (self.teacher_views, *self.net.input_shape)
+        self._check_views("teacher_images", wanted, shape)
 
-    def _check_views(self, name: str, views: int, shape: Sequence[int | None]) -> None:
-        wanted = (views, *self.net.input_shape)
-        if tuple(shape[1:]) != wanted:
+    def check_local_images(self, shape: Sequence[int | None] | None) -> None:
+        """The same of the local views; None for the shape of none.
+
+        Raises:
+            InputError: if it is not (batch, local_views, height, width, channels), or if there are
+                none where some are wanted, or some where none are.
+        """
+        if self.local_views:
+            self._check_views("local_images", self.local_shape, shape)
+        elif shape is not None:
             raise InputError(
-                f"{name} have the shape {tuple(shape)}; DINO wants (batch, "
+                f"local_images have the shape {tuple(shape)}; DINO wants none: local_views=0"
+            )
+
+    def _check_views(
+        self, name: str, wanted: tuple[int, ...], shape: Sequence[int | None] | None
+    ) -> None:
+        if shape is None or tuple(shape[1:]) != wanted:
+            came = "are missing" if shape is None else f"have the shape {tuple(shape)}"
+            raise InputError(
+                f"{name} {came}; DINO wants (batch, "
                 f"{', '.join(map(str, wanted))}): batch, views, height, width, channels"
             )
 
@@ -145,17 +190,35 @@ class DINOConfig(BaseConfig, frozen=True, kw_only=True, tag="dino"):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Number, height, width and channels of the student's views of an image."""
+        """Number, height, width and channels of the student's views of an image, of one size."""
         return (self.views, *self.net.input_shape)
 
     @property
+    def local_net(self) -> ViTConfig:
+        """The net as it sees local views: of their size, with as many positions."""
+        return cast("ViTConfig", self.net.replace(image_size=self.local_image_size))
+
+    @property
+    def resizes(self) -> bool:
+        """Whether the positions of local views are others than the net's."""
+        return self.local_views > 0 and self.local_net.grid != cast("ViTConfig", self.net).grid
+
+    @property
+    def local_shape(self) -> tuple[int, ...]:
+        """Number, height, width and channels of the local views of an image."""
+        return (self.local_views, *self.local_net.input_shape)
+
+    @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
-        """Which view of the teacher's is compared with which of the student's, by their numbers."""
+        """Which view of the teacher's is compared with which of the student's, by their numbers.
+
+        The student's local views are numbered behind its others, and none of them is the teacher's.
+        """
         return tuple(
             (theirs, ours)
             for theirs in range(self.teacher_views)
-            for ours in range(self.views)
-            if theirs != ours
+            for ours in range(self.views + self.local_views)
+            if theirs != ours or ours >= self.views
         )
 
     @property
@@ -166,25 +229,42 @@ class DINOConfig(BaseConfig, frozen=True, kw_only=True, tag="dino"):
         return (*features, *hidden, self.bottleneck_dim)
 
     def draw(self, batch: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """The teacher's views, standard normal."""
-        shape = (batch, self.teacher_views, *self.net.input_shape)
-        return {"teacher_images": rng.standard_normal(shape).astype(np.float32)}
+        """The teacher's views and the student's local ones, standard normal."""
+        shapes = {"teacher_images": (self.teacher_views, *self.net.input_shape)}
+        if self.local_views:
+            shapes["local_images"] = self.local_shape
+        return {
+            name: rng.standard_normal((batch, *shape)).astype(np.float32)
+            for name, shape in shapes.items()
+        }
 
 
 def param_tree(config: DINOConfig) -> ParamTree:
     """The modules of DINO; it returns a number for each image."""
-    student = _times(_network(config), config.views).renamed("student")
-    teacher = _following(_times(_network(config), config.teacher_views), student.name)
+    student = _student(config).renamed("student")
+    teacher = _times(_network(config, config.net), config.teacher_views)
+    teacher = _following(teacher, student.name)
     center = Param("center", (1, config.out_dim), Role.OWN, ZEROS, trainable=False, moves=True)
     return ParamTree(
         "", params=(center,), children=(student, teacher.renamed("teacher")), output=()
     )
 
 
-def _network(config: DINOConfig) -> ParamTree:
+def _student(config: DINOConfig) -> ParamTree:
+    """The net with its head, which sees the local views last: their shapes are the outputs'."""
+    tree = _times(_network(config, config.net), config.views)
+    if not config.local_views:
+        return tree
+    tree = _then(tree, _times(_network(config, config.local_net), config.local_views))
+    net, head = tree.children
+    # Local views go through the parts of the net: what it returned itself was of another view.
+    return replace(tree, children=(replace(net, output=None), head))
+
+
+def _network(config: DINOConfig, net: Config) -> ParamTree:
     """The net with its head."""
-    net, shape = families.param_tree(config.net).renamed("net"), (config.out_dim,)
-    return ParamTree("", children=(net, _head(config)), output=shape)
+    children = (families.param_tree(net).renamed("net"), _head(config))
+    return ParamTree("", children=children, output=(config.out_dim,))
 
 
 def _head(config: DINOConfig) -> ParamTree:
@@ -215,6 +295,15 @@ def _times(tree: ParamTree, runs: int) -> ParamTree:
     return replace(tree, own_macs=runs * tree.own_macs, children=children)
 
 
+def _then(tree: ParamTree, last: ParamTree) -> ParamTree:
+    """The same modules, run once more as those of another tree: the outputs are that tree's."""
+    children = tuple(
+        _then(child, other) for child, other in zip(tree.children, last.children, strict=True)
+    )
+    macs = tree.own_macs + last.own_macs
+    return replace(tree, own_macs=macs, children=children, output=last.output)
+
+
 def _following(tree: ParamTree, path: str) -> ParamTree:
     """The same modules, which no gradient trains, and which start as those under a path."""
     params = tuple(
@@ -239,12 +328,13 @@ PYTORCH: dict[str, Any] = dict(
 PAPER = "Caron et al. 2021, arXiv:2104.14294, table 2"
 
 VARIANTS: dict[str, DINOConfig] = {
-    # Caron et al. 2021, section 3.2; numbers of the head and stochastic depth of the official code.
-    "dino_vit_s16": DINOConfig(),
+    # Caron et al. 2021, section 3.2; numbers of the head, local views and stochastic depth of the
+    # official code.
+    "dino_vit_s16": DINOConfig(local_views=8),
     "dino_vit_pytorch": DINOConfig(**PYTORCH),
 }
 
-# A linear classifier on the frozen teacher, which was trained with smaller views as well.
+# A linear classifier on the frozen teacher.
 PUBLISHED: dict[str, Published] = {"dino_vit_s16": Published(PAPER, 77.0)}
 
 ALIASES: dict[str, str] = {}

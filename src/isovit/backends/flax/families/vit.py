@@ -21,10 +21,11 @@ def flatten_patches(
     images: Float[Array, "batch height width channels"], config: ViTConfig
 ) -> Float[Array, "batch patches patch"]:
     """Patches row by row, each flattened as (height, width, channel)."""
-    (height, width), (rows, columns) = config.patch_size, config.grid
+    height, width = config.patch_size
+    rows, columns = images.shape[1] // height, images.shape[2] // width
     x = images.reshape(-1, rows, height, columns, width, config.in_channels)
     x = x.swapaxes(2, 3)  # (batch, rows, columns, height, width, channels)
-    return x.reshape(-1, config.patches, config.patch_dim)
+    return x.reshape(-1, rows * columns, config.patch_dim)
 
 
 class ConvPatchEmbed(nnx.Module):
@@ -131,16 +132,24 @@ class ViT(nnx.Module):
         self.config.check_images(images.shape)
         return self.positioned(self.patch_embed(images))
 
-    def positioned(self, x: Float[Array, "batch patches dim"]) -> Float[Array, "batch tokens dim"]:
-        """Patches with positions, behind the other tokens: class token, distillation token."""
+    def positioned(
+        self,
+        x: Float[Array, "batch patches dim"],
+        pos_embed: Float[Array, "1 positions dim"] | None = None,
+    ) -> Float[Array, "batch tokens dim"]:
+        """Patches with positions, behind the other tokens: class token, distillation token.
+
+        Positions are the model's own, or those of patches on another grid.
+        """
+        pos_embed = self.pos_embed[...] if pos_embed is None else pos_embed
         if self.config.pos_embed_tokens == "patches":
-            x = x + self.pos_embed[...].astype(self.dtype)
+            x = x + pos_embed.astype(self.dtype)
         prefix = [token for token in (self.cls_token, self.dist_token) if token is not None]
         shape = (x.shape[0], 1, x.shape[-1])
         prefix = [jnp.broadcast_to(token[...].astype(self.dtype), shape) for token in prefix]
         x = jnp.concat([*prefix, x], axis=1)
         if self.config.pos_embed_tokens == "all":
-            x = x + self.pos_embed[...].astype(self.dtype)
+            x = x + pos_embed.astype(self.dtype)
         return x
 
     def encode(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:

@@ -14,9 +14,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from isovit.backends import model_class
-from isovit.backends.flax.layers import ACTIVATIONS, Fixed, Kinds, Linear
+from isovit.backends.flax.layers import ACTIVATIONS, Fixed, Kinds, Linear, identity
 from isovit.spec.config import Config
 from isovit.spec.objectives.dino import DINOConfig
+from isovit.spec.resample import dino_bicubic
 
 
 def normalize(x: Float[Array, "batch dim"], eps: float) -> Float[Array, "batch dim"]:
@@ -87,6 +88,23 @@ class Head(nnx.Module):
         return self.last_layer(normalize(x, self.config.normalize_eps))
 
 
+class ResizePositions(nnx.Module):
+    """Positions of the patches of local views, R X Cᵀ of the net's; the others stay as they are."""
+
+    def __init__(self, config: DINOConfig) -> None:
+        self.grid, self.prefix, _ = config.net.position_tables["pos_embed"]
+        self.local_grid = config.local_net.grid
+
+    def __call__(self, table: Float[Array, "1 positions dim"]) -> Float[Array, "1 local dim"]:
+        matrices = map(dino_bicubic, self.grid, self.local_grid)
+        rows, columns = (jnp.asarray(matrix, table.dtype) for matrix in matrices)
+        prefix, x = table[:, : self.prefix], table[:, self.prefix :]
+        x = x.reshape(1, *self.grid, x.shape[-1])  # (1, rows, columns, dim)
+        x = jnp.einsum("ri,bijd->brjd", rows, x)
+        x = jnp.einsum("cj,brjd->brcd", columns, x)
+        return jnp.concat([prefix, x.reshape(1, -1, x.shape[-1])], axis=1)
+
+
 class Network(nnx.Module):
     """A model and its head: the student, or the teacher."""
 
@@ -104,17 +122,22 @@ class Network(nnx.Module):
         self.head = Head(config, **kinds)
 
     def __call__(
-        self, images: Float[Array, "batch height width channels"]
+        self,
+        images: Float[Array, "batch height width channels"],
+        pos_embed: Float[Array, "1 positions dim"] | None = None,
     ) -> Float[Array, "batch out_dim"]:
-        return self.head(self.net(images))
+        if pos_embed is None:
+            return self.head(self.net(images))
+        x = self.net.positioned(self.net.patch_embed(images), pos_embed)
+        return self.head(self.net.classify(self.net.encode(x)))
 
 
 class DINO(nnx.Module):
     """Student and teacher: the loss of what the one says of a view and the other of another.
 
-    Called with the student's views, (batch, views, height, width, channels), and the teacher's;
-    returns (batch,) cross-entropies. After it, ``update_center``; after the optimiser's step,
-    ``update_teacher``.
+    Called with the student's views, (batch, views, height, width, channels), the teacher's and, if
+    the config has some, the student's local ones; returns (batch,) cross-entropies. After it,
+    ``update_center``; after the optimiser's step, ``update_teacher``.
 
     Args:
         config: see ``DINOConfig``.
@@ -137,13 +160,21 @@ class DINO(nnx.Module):
         self.student = Network(config, config.net, **kinds)
         self.teacher = Network(config, config.teacher_net, **kinds)
         fix(self.teacher)
+        self.resize = ResizePositions(config) if config.resizes else identity
 
     def project_student(
-        self, images: Float[Array, "batch views height width channels"]
-    ) -> Float[Array, "batch views out_dim"]:
-        """What the student says of each view."""
+        self,
+        images: Float[Array, "batch views height width channels"],
+        local_images: Float[Array, "batch local_views rows columns channels"] | None = None,
+    ) -> Float[Array, "batch all_views out_dim"]:
+        """What the student says of each view, the local ones last."""
         self.config.check_images(images.shape)
-        return jnp.stack([self.student(view) for view in images.swapaxes(0, 1)], axis=1)
+        self.config.check_local_images(None if local_images is None else local_images.shape)
+        outputs = [self.student(view) for view in images.swapaxes(0, 1)]
+        if local_images is not None:
+            pos_embed = self.resize(self.student.net.pos_embed[...])
+            outputs += [self.student(view, pos_embed) for view in local_images.swapaxes(0, 1)]
+        return jnp.stack(outputs, axis=1)
 
     def project_teacher(
         self, images: Float[Array, "batch views height width channels"]
@@ -155,7 +186,7 @@ class DINO(nnx.Module):
 
     def losses(
         self,
-        student: Float[Array, "batch views out_dim"],
+        student: Float[Array, "batch all_views out_dim"],
         teacher: Float[Array, "batch teacher_views out_dim"],
         teacher_temp: float | None = None,
     ) -> Float[Array, " batch"]:
@@ -171,9 +202,11 @@ class DINO(nnx.Module):
         self,
         images: Float[Array, "batch views height width channels"],
         teacher_images: Float[Array, "batch teacher_views height width channels"],
+        local_images: Float[Array, "batch local_views rows columns channels"] | None = None,
         teacher_temp: float | None = None,
     ) -> Float[Array, " batch"]:
-        student, teacher = self.project_student(images), self.project_teacher(teacher_images)
+        student = self.project_student(images, local_images)
+        teacher = self.project_teacher(teacher_images)
         return self.losses(student, teacher, teacher_temp)
 
 

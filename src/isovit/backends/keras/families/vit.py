@@ -28,10 +28,11 @@ def flatten_patches(
     images: Float[Tensor, "batch height width channels"], config: ViTConfig
 ) -> Float[Tensor, "batch patches patch"]:
     """Patches row by row, each flattened as (height, width, channel)."""
-    (height, width), (rows, columns) = config.patch_size, config.grid
+    height, width = config.patch_size
+    rows, columns = images.shape[1] // height, images.shape[2] // width
     x = ops.reshape(images, (-1, rows, height, columns, width, config.in_channels))
     x = ops.swapaxes(x, 2, 3)  # (batch, rows, columns, height, width, channels)
-    return ops.reshape(x, (-1, config.patches, config.patch_dim))
+    return ops.reshape(x, (-1, rows * columns, config.patch_dim))
 
 
 class ConvPatchEmbed(keras.layers.Layer):
@@ -39,7 +40,6 @@ class ConvPatchEmbed(keras.layers.Layer):
 
     def __init__(self, config: ViTConfig, *, name: str, dtype: DType = None) -> None:
         super().__init__(name=name, dtype=dtype)
-        self.patches, self.dim = config.patches, config.embed_dim
         self.proj = keras.layers.Conv2D(
             config.embed_dim,
             kernel_size=config.patch_size,
@@ -58,7 +58,7 @@ class ConvPatchEmbed(keras.layers.Layer):
         self, images: Float[Tensor, "batch height width channels"]
     ) -> Float[Tensor, "batch tokens dim"]:
         x = self.proj(images)  # (batch, rows, columns, dim)
-        return ops.reshape(x, (-1, self.patches, self.dim))
+        return ops.reshape(x, (-1, x.shape[1] * x.shape[2], x.shape[3]))
 
 
 class NormLinearNormPatchEmbed(keras.layers.Layer):
@@ -167,16 +167,22 @@ class ViT(SpecModel):
         return self.positioned(self.patch_embed(self.checked(images)))
 
     def positioned(
-        self, x: Float[Tensor, "batch patches dim"]
+        self,
+        x: Float[Tensor, "batch patches dim"],
+        pos_embed: Float[Tensor, "1 positions dim"] | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Patches with positions, behind the other tokens: class token, distillation token."""
+        """Patches with positions, behind the other tokens: class token, distillation token.
+
+        Positions are the model's own, or those of patches on another grid.
+        """
+        pos_embed = self.pos_embed if pos_embed is None else pos_embed
         if self.config.pos_embed_tokens == "patches":
-            x = x + self.pos_embed
+            x = x + pos_embed
         prefix = [token for token in (self.cls_token, self.dist_token) if token is not None]
         shape = (ops.shape(x)[0], 1, x.shape[-1])
         x = ops.concatenate([*(ops.broadcast_to(token, shape) for token in prefix), x], axis=1)
         if self.config.pos_embed_tokens == "all":
-            x = x + self.pos_embed
+            x = x + pos_embed
         return x
 
     def encode(

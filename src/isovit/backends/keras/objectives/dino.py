@@ -14,6 +14,7 @@ from isovit.backends import model_class
 from isovit.backends.keras.layers import ACTIVATIONS, DType, Linear, SpecModel, Tensor
 from isovit.spec.config import Config
 from isovit.spec.objectives.dino import DINOConfig
+from isovit.spec.resample import dino_bicubic
 
 
 def normalize(x: Float[Tensor, "batch dim"], eps: float) -> Float[Tensor, "batch dim"]:
@@ -88,6 +89,25 @@ class Head(keras.layers.Layer):
         return self.last_layer(normalize(x, self.config.normalize_eps))
 
 
+class ResizePositions(keras.layers.Layer):
+    """Positions of the patches of local views, R X Cᵀ of the net's; the others stay as they are."""
+
+    def __init__(self, config: DINOConfig, *, name: str, dtype: DType = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self.grid, self.prefix, _ = config.net.position_tables["pos_embed"]
+        self.rows, self.columns = map(dino_bicubic, self.grid, config.local_net.grid)
+
+    def call(self, table: Float[Tensor, "1 positions dim"]) -> Float[Tensor, "1 local dim"]:
+        rows, columns = (
+            ops.convert_to_tensor(matrix, dtype=table.dtype) for matrix in (self.rows, self.columns)
+        )
+        prefix, x = table[:, : self.prefix], table[:, self.prefix :]
+        x = ops.reshape(x, (1, *self.grid, x.shape[-1]))  # (1, rows, columns, dim)
+        x = ops.einsum("ri,bijd->brjd", rows, x)
+        x = ops.einsum("cj,brjd->brcd", columns, x)
+        return ops.concatenate([prefix, ops.reshape(x, (1, -1, x.shape[-1]))], axis=1)
+
+
 class Network(keras.layers.Layer):
     """A model and its head: the student, or the teacher."""
 
@@ -102,18 +122,24 @@ class Network(keras.layers.Layer):
         self.head.build((None, self.head.config.head_dims[0]))
 
     def call(
-        self, images: Float[Tensor, "batch height width channels"], training: bool | None = None
+        self,
+        images: Float[Tensor, "batch height width channels"],
+        pos_embed: Float[Tensor, "1 positions dim"] | None = None,
+        training: bool | None = None,
     ) -> Float[Tensor, "batch out_dim"]:
-        return self.head(self.net(images, training=training))
+        if pos_embed is None:
+            return self.head(self.net(images, training=training))
+        x = self.net.positioned(self.net.patch_embed(images), pos_embed)
+        return self.head(self.net.classify(self.net.encode(x, training=training)))
 
 
 @keras.saving.register_keras_serializable(package="isovit")
 class DINO(SpecModel):
     """Student and teacher: the loss of what the one says of a view and the other of another.
 
-    Called with the student's views, (batch, views, height, width, channels), and the teacher's;
-    returns (batch,) cross-entropies. After it, ``update_center``; after the optimiser's step,
-    ``update_teacher``.
+    Called with the student's views, (batch, views, height, width, channels), the teacher's and, if
+    the config has some, the student's local ones; returns (batch,) cross-entropies. After it,
+    ``update_center``; after the optimiser's step, ``update_teacher``.
 
     Args:
         config: see ``DINOConfig``.
@@ -126,6 +152,11 @@ class DINO(SpecModel):
         dtype = self.dtype_policy
         self.student = Network(config, config.net, name="student", dtype=dtype)
         self.teacher = Network(config, config.teacher_net, name="teacher", dtype=dtype)
+        self.resize = (
+            ResizePositions(config, name="resize", dtype=dtype)
+            if config.resizes
+            else keras.layers.Identity(name="resize", dtype=dtype)
+        )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         shape = (1, self.config.out_dim)
@@ -134,17 +165,24 @@ class DINO(SpecModel):
         )
         self.student.build((None, *self.config.net.input_shape))
         self.teacher.build((None, *self.config.net.input_shape))
+        self.resize.build(self.student.net.pos_embed.shape)
         fix(self.teacher)
 
     def project_student(
         self,
         images: Float[Tensor, "batch views height width channels"],
+        local_images: Float[Tensor, "batch local_views rows columns channels"] | None = None,
         training: bool | None = None,
-    ) -> Float[Tensor, "batch views out_dim"]:
-        """What the student says of each view."""
-        views = range(self.config.views)
-        images = self.checked(images)
-        return ops.stack([self.student(images[:, i], training=training) for i in views], axis=1)
+    ) -> Float[Tensor, "batch all_views out_dim"]:
+        """What the student says of each view, the local ones last."""
+        views, images = range(self.config.views), self.checked(images)
+        self.config.check_local_images(None if local_images is None else tuple(local_images.shape))
+        outputs = [self.student(images[:, i], training=training) for i in views]
+        if local_images is not None:
+            views, images = range(self.config.local_views), ops.cast(local_images, images.dtype)
+            pos_embed = self.resize(ops.cast(self.student.net.pos_embed, images.dtype))
+            outputs += [self.student(images[:, i], pos_embed, training=training) for i in views]
+        return ops.stack(outputs, axis=1)
 
     def project_teacher(
         self,
@@ -159,7 +197,7 @@ class DINO(SpecModel):
 
     def losses(
         self,
-        student: Float[Tensor, "batch views out_dim"],
+        student: Float[Tensor, "batch all_views out_dim"],
         teacher: Float[Tensor, "batch teacher_views out_dim"],
         teacher_temp: float | None = None,
     ) -> Float[Tensor, " batch"]:
@@ -175,10 +213,11 @@ class DINO(SpecModel):
         self,
         images: Float[Tensor, "batch views height width channels"],
         teacher_images: Float[Tensor, "batch teacher_views height width channels"],
+        local_images: Float[Tensor, "batch local_views rows columns channels"] | None = None,
         teacher_temp: float | None = None,
         training: bool | None = None,
     ) -> Float[Tensor, " batch"]:
-        student = self.project_student(images, training=training)
+        student = self.project_student(images, local_images, training=training)
         teacher = self.project_teacher(teacher_images, training=training)
         return self.losses(student, teacher, teacher_temp)
 

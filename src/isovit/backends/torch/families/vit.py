@@ -19,7 +19,8 @@ def flatten_patches(
     images: Float[Tensor, "batch height width channels"], config: ViTConfig
 ) -> Float[Tensor, "batch patches patch"]:
     """Patches row by row, each flattened as (height, width, channel)."""
-    (height, width), (rows, columns) = config.patch_size, config.grid
+    height, width = config.patch_size
+    rows, columns = images.shape[1] // height, images.shape[2] // width
     x = images.unflatten(2, (columns, width)).unflatten(1, (rows, height))
     x = x.transpose(2, 3)  # (batch, rows, columns, height, width, channels)
     return x.flatten(3).flatten(1, 2)
@@ -104,15 +105,21 @@ class ViT(nn.Module):
         return self.positioned(self.patch_embed(images))
 
     def positioned(
-        self, x: Float[Tensor, "batch patches dim"]
+        self,
+        x: Float[Tensor, "batch patches dim"],
+        pos_embed: Float[Tensor, "1 positions dim"] | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Patches with positions, behind the other tokens: class token, distillation token."""
+        """Patches with positions, behind the other tokens: class token, distillation token.
+
+        Positions are the model's own, or those of patches on another grid.
+        """
+        pos_embed = self.pos_embed if pos_embed is None else pos_embed
         if self.config.pos_embed_tokens == "patches":
-            x = x + self.pos_embed
+            x = x + pos_embed
         prefix = [token for token in (self.cls_token, self.dist_token) if token is not None]
         x = torch.cat([*(token.expand(x.shape[0], -1, -1) for token in prefix), x], dim=1)
         if self.config.pos_embed_tokens == "all":
-            x = x + self.pos_embed
+            x = x + pos_embed
         return x
 
     def encode(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:

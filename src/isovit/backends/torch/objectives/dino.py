@@ -14,6 +14,7 @@ from isovit.backends import model_class
 from isovit.backends.torch.layers import ACTIVATIONS, Linear
 from isovit.spec.config import Config
 from isovit.spec.objectives.dino import DINOConfig
+from isovit.spec.resample import dino_bicubic
 
 
 def normalize(x: Float[Tensor, "batch dim"], eps: float) -> Float[Tensor, "batch dim"]:
@@ -63,6 +64,24 @@ class Head(nn.Module):
         return self.last_layer(normalize(x, self.config.normalize_eps))
 
 
+class ResizePositions(nn.Module):
+    """Positions of the patches of local views, R X Cᵀ of the net's; the others stay as they are."""
+
+    def __init__(self, config: DINOConfig) -> None:
+        super().__init__()
+        self.grid, self.prefix, _ = config.net.position_tables["pos_embed"]
+        matrices = map(dino_bicubic, self.grid, config.local_net.grid)
+        # No buffers: those are rounded for good when the model is cast.
+        self.rows, self.columns = map(torch.from_numpy, matrices)
+
+    def forward(self, table: Float[Tensor, "1 positions dim"]) -> Float[Tensor, "1 local dim"]:
+        prefix, x = table[:, : self.prefix], table[:, self.prefix :]
+        x = x.unflatten(1, self.grid)  # (1, rows, columns, dim)
+        x = torch.einsum("ri,bijd->brjd", self.rows.to(x), x)
+        x = torch.einsum("cj,brjd->brcd", self.columns.to(x), x)
+        return torch.cat([prefix, x.flatten(1, 2)], dim=1)
+
+
 class Network(nn.Module):
     """A model and its head: the student, or the teacher."""
 
@@ -72,17 +91,22 @@ class Network(nn.Module):
         self.head = Head(config)
 
     def forward(
-        self, images: Float[Tensor, "batch height width channels"]
+        self,
+        images: Float[Tensor, "batch height width channels"],
+        pos_embed: Float[Tensor, "1 positions dim"] | None = None,
     ) -> Float[Tensor, "batch out_dim"]:
-        return self.head(self.net(images))
+        if pos_embed is None:
+            return self.head(self.net(images))
+        x = self.net.positioned(self.net.patch_embed(images), pos_embed)
+        return self.head(self.net.classify(self.net.encode(x)))
 
 
 class DINO(nn.Module):
     """Student and teacher: the loss of what the one says of a view and the other of another.
 
-    Called with the student's views, (batch, views, height, width, channels), and the teacher's;
-    returns (batch,) cross-entropies. After it, ``update_center``; after the optimiser's step,
-    ``update_teacher``.
+    Called with the student's views, (batch, views, height, width, channels), the teacher's and, if
+    the config has some, the student's local ones; returns (batch,) cross-entropies. After it,
+    ``update_center``; after the optimiser's step, ``update_teacher``.
     """
 
     def __init__(self, config: DINOConfig) -> None:
@@ -92,13 +116,21 @@ class DINO(nn.Module):
         self.student = Network(config, config.net)
         self.teacher = Network(config, config.teacher_net)
         fix(self.teacher)
+        self.resize = ResizePositions(config) if config.resizes else nn.Identity()
 
     def project_student(
-        self, images: Float[Tensor, "batch views height width channels"]
-    ) -> Float[Tensor, "batch views out_dim"]:
-        """What the student says of each view."""
+        self,
+        images: Float[Tensor, "batch views height width channels"],
+        local_images: Float[Tensor, "batch local_views rows columns channels"] | None = None,
+    ) -> Float[Tensor, "batch all_views out_dim"]:
+        """What the student says of each view, the local ones last."""
         self.config.check_images(images.shape)
-        return torch.stack([self.student(view) for view in images.unbind(1)], dim=1)
+        self.config.check_local_images(None if local_images is None else local_images.shape)
+        outputs = [self.student(view) for view in images.unbind(1)]
+        if local_images is not None:
+            pos_embed = self.resize(self.student.net.pos_embed)
+            outputs += [self.student(view, pos_embed) for view in local_images.unbind(1)]
+        return torch.stack(outputs, dim=1)
 
     def project_teacher(
         self, images: Float[Tensor, "batch views height width channels"]
@@ -110,7 +142,7 @@ class DINO(nn.Module):
 
     def losses(
         self,
-        student: Float[Tensor, "batch views out_dim"],
+        student: Float[Tensor, "batch all_views out_dim"],
         teacher: Float[Tensor, "batch teacher_views out_dim"],
         teacher_temp: float | None = None,
     ) -> Float[Tensor, " batch"]:
@@ -125,9 +157,11 @@ class DINO(nn.Module):
         self,
         images: Float[Tensor, "batch views height width channels"],
         teacher_images: Float[Tensor, "batch teacher_views height width channels"],
+        local_images: Float[Tensor, "batch local_views rows columns channels"] | None = None,
         teacher_temp: float | None = None,
     ) -> Float[Tensor, " batch"]:
-        student, teacher = self.project_student(images), self.project_teacher(teacher_images)
+        student = self.project_student(images, local_images)
+        teacher = self.project_teacher(teacher_images)
         return self.losses(student, teacher, teacher_temp)
 
 
