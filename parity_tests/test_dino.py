@@ -1,7 +1,8 @@
-"""DINO's moving parts, and DINO beside vit-pytorch's and the official head and loss."""
+"""DINO's moving parts, and DINO beside vit-pytorch's and the official head, loss and crops."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from parity_tests.test_foreign import randomised
 
 Weights = dict[str, np.ndarray]
 
-CASE = TRAINERS["dino_official"]
+CASE, LOCAL = TRAINERS["dino_official"], TRAINERS["dino_local"]
 DECAY, MOMENTUM = 0.75, 0.9
 FIELDS = {name: getattr(CASE.config, name) for name in CASE.config.__struct_fields__}
 
@@ -47,15 +48,19 @@ def step(backend: Subject, case: Case, model: Any) -> np.ndarray:
     """The losses, then both updates, as a user writes them; there is no optimiser."""
     module = backend.module("objectives.dino")
 
-    def run(model: Any, images: Any, teacher_images: Any) -> Any:
+    def run(model: Any, images: Any, teacher_images: Any, *local_images: Any) -> Any:
         teacher = model.project_teacher(teacher_images)
-        losses = model.losses(model.project_student(images), teacher)
+        losses = model.losses(model.project_student(images, *local_images), teacher)
         module.update_center(model, teacher, MOMENTUM)
         module.update_teacher(model, DECAY)
         return losses
 
-    inputs = [backend.tensor(x) for x in (case.images, case.others["teacher_images"])]
-    return backend.array(compiled(backend, run)(model, *inputs))
+    return backend.array(compiled(backend, run)(model, *inputs_of(backend, case)))
+
+
+def inputs_of(backend: Subject, case: Case) -> list[Any]:
+    """What a model is called with, in the order of its arguments."""
+    return [backend.tensor(x) for x in (case.images, *case.others.values())]
 
 
 def compiled(backend: Subject, run: Callable[..., Any]) -> Callable[..., Any]:
@@ -91,6 +96,7 @@ def stepped(case: Case, *, decay: float = DECAY, said: np.ndarray | None = None)
 MOVED = {
     "dino_official": CASE,
     "dino_pytorch": TRAINERS["dino_pytorch"],
+    "dino_local": LOCAL,
     "dino_with_batch_norm": Case(
         DINOConfig(net=next(net for net in NETS if net.family == "levit"), **HEAD)
     ),
@@ -145,9 +151,8 @@ def test_the_centre_moves_behind_the_loss(backend: Subject) -> None:
 def test_a_call_may_give_the_teachers_temperature(backend: Subject) -> None:
     """It is annealed while a model trains."""
     model = backend.build(CASE)
-    inputs = [backend.tensor(x) for x in (CASE.images, CASE.others["teacher_images"])]
     run = compiled(backend, lambda model, *inputs: model(*inputs, teacher_temp=0.07))
-    found = backend.array(run(model, *inputs))
+    found = backend.array(run(model, *inputs_of(backend, CASE)))
     config = CASE.config.replace(teacher_temp=0.07)
     assert_outputs_agree(found, reference(config, CASE.weights, CASE.images, CASE.others)[""])
 
@@ -160,8 +165,8 @@ def trained(backend: Subject, case: Case) -> dict[str, np.ndarray]:
     else:
         model.train()
     run = compiled(backend, lambda model, *inputs: model(*inputs, **by_call))
-    inputs = [backend.tensor(x) for x in (case.images, case.others["teacher_images"])]
-    losses, params = backend.array(run(model, *inputs)), param_tree(case.config).parameters()
+    losses = backend.array(run(model, *inputs_of(backend, case)))
+    params = param_tree(case.config).parameters()
     weights = backend.runtime.read(model)
     kept = {path: weights[path] for path, param in params.items() if param.role in STATISTICS}
     return {"losses": losses, **kept}
@@ -174,6 +179,15 @@ def test_in_training_the_teacher_has_statistics_of_its_own(backend: Subject) -> 
     for path in found.keys() - {"losses"}:
         assert not np.array_equal(found[path], case.weights[path]), path
     assert_agree(found, trained(Subject("torch", get_backend("torch")), case), "activation")
+
+
+def test_a_local_view_of_the_nets_size_is_any_other_view(backend: Subject) -> None:
+    """Its positions are the net's, bit for bit: the official model leaves them be as well."""
+    size = LOCAL.config.net.image_size
+    model = backend.build(Case(LOCAL.config.replace(local_image_size=size)))
+    case = Case(LOCAL.config.replace(local_image_size=size))
+    found = backend.array(model.project_student(*2 * [backend.tensor(case.images)]))
+    np.testing.assert_array_equal(found[:, 2:], found[:, :2])
 
 
 def teacher_gradient(backend: Subject, model: Any) -> np.ndarray:
@@ -277,6 +291,49 @@ def test_a_config_that_cannot_be_is_refused(changes: dict[str, Any], message: st
         )
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"local_image_size": (7, 12)}, r"local_image_size=\(7, 12\): the net .* height 7 must be"),
+        ({"local_image_size": (6, 0)}, r"local_image_size\[1\]=0"),
+        ({"local_views": -1}, "local_views=-1"),
+        ({"net": NETS[-1].to_dict()}, f"local_views=2: needs a vit, .* got {NETS[-1].family}"),
+    ],
+    ids=["size", "no size", "fewer than none", "another family"],
+)
+def test_local_views_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
+    assert NETS[-1].family != "vit"
+    with pytest.raises(InputError, match=message):
+        LOCAL.config.replace(**changes)
+
+
+def test_every_local_view_is_compared_with_all_that_the_teacher_sees() -> None:
+    """Also with a view of the teacher's that has its number."""
+    config = TRAINERS["dino_local_patches"].config
+    assert (config.views, config.teacher_views, config.local_views) == (1, 2, 2)
+    assert config.pairs == ((0, 1), (0, 2), (1, 0), (1, 1), (1, 2))
+
+
+def test_local_views_count_as_they_are_seen() -> None:
+    """Multiply-adds: of the student's, one net for each view, and one head."""
+    config = LOCAL.config
+    net, local_net = (param_tree(c).multiply_adds() for c in (config.net, config.local_net))
+    none = param_tree(config.replace(local_views=0)).multiply_adds()
+    dims = (*config.head_dims, config.out_dim)
+    head = sum(a * b for a, b in itertools.pairwise(dims))
+    assert none == 4 * (net + head)
+    assert param_tree(config).multiply_adds() == none + 2 * (local_net + head)
+
+
+def test_without_local_views_the_same_is_drawn() -> None:
+    """And with them the teacher's views stay as they were."""
+    without = LOCAL.config.replace(local_views=0)
+    assert CASE.others.keys() == Case(without).others.keys() == {"teacher_images"}
+    assert list(LOCAL.others) == ["teacher_images", "local_images"]
+    shown = Case(without).others["teacher_images"]
+    np.testing.assert_array_equal(LOCAL.others["teacher_images"], shown)
+
+
 @pytest.mark.parametrize("which", ["images", "teacher_images"])
 def test_views_of_another_number_are_refused(backend: Subject, which: str) -> None:
     given = {"images": CASE.images, **CASE.others}
@@ -284,6 +341,29 @@ def test_views_of_another_number_are_refused(backend: Subject, which: str) -> No
     model = backend.build(CASE)
     with pytest.raises(InputError, match=rf"{which} have the shape \(2, 1, 12, 8, 3\); DINO wants"):
         model(*(backend.tensor(given[name]) for name in ("images", "teacher_images")))
+
+
+WANTED = r"DINO wants \(batch, 2, 6, 12, 3\): batch, views, height, width, channels"
+
+
+@pytest.mark.parametrize(
+    ("case", "shape", "message"),
+    [
+        (LOCAL, None, f"local_images are missing; {WANTED}"),
+        (LOCAL, (2, 1, 6, 12, 3), rf"local_images have the shape \(2, 1, 6, 12, 3\); {WANTED}"),
+        (LOCAL, (2, 2, 12, 6, 3), rf"local_images have the shape \(2, 2, 12, 6, 3\); {WANTED}"),
+        (CASE, (2, 1, 6, 12, 3), r"\(2, 1, 6, 12, 3\); DINO wants none: local_views=0"),
+    ],
+    ids=["missing", "number", "size", "not wanted"],
+)
+def test_other_local_views_are_refused(
+    backend: Subject, case: Case, shape: tuple[int, ...] | None, message: str
+) -> None:
+    model = backend.build(case)
+    images, shown = (backend.tensor(x) for x in (case.images, case.others["teacher_images"]))
+    local = None if shape is None else backend.tensor(np.zeros(shape))
+    with pytest.raises(InputError, match=message):
+        model(images, shown, local_images=local)
 
 
 # --- the originals --------------------------------------------------------------------------------
@@ -392,7 +472,7 @@ def test_vit_pytorch(backend: Subject, name: str, pytestconfig: pytest.Config) -
     assert_agree(backend.runtime.read(model), moved, "output")
 
 
-def official_pair(config: pytest.Config) -> tuple[official.Training, DINOConfig]:
+def official_pair(config: pytest.Config, **changes: Any) -> tuple[official.Training, DINOConfig]:
     """The official head and loss around timm's ViT, with random weights, and its config."""
     timm = import_oracle("timm.models.vision_transformer", config)
     net = ViTConfig(
@@ -400,8 +480,9 @@ def official_pair(config: pytest.Config) -> tuple[official.Training, DINOConfig]
         mlp_dim=24,
     )  # fmt: skip
     ours = DINOConfig(
-        net=net, views=4, head_hidden_dim=14, bottleneck_dim=9, out_dim=11, last_gain_trains=True
-    )
+        net=net, head_hidden_dim=14, bottleneck_dim=9, out_dim=11, last_gain_trains=True,
+        **changes or {"views": 4},
+    )  # fmt: skip
     backbones = tuple(
         timm.VisionTransformer(
             img_size=(8, 12), patch_size=4, embed_dim=12, depth=1, num_heads=3, mlp_ratio=2,
@@ -419,26 +500,44 @@ def official_pair(config: pytest.Config) -> tuple[official.Training, DINOConfig]
     return training, ours
 
 
+CROPS: dict[str, dict[str, Any]] = {
+    "of one size": {"views": 4},
+    "local ones": {"local_views": 3, "local_image_size": (12, 8)},
+    "small ones": {"local_views": 1, "local_image_size": 4},
+    "of as many rows": {"local_views": 2, "local_image_size": (8, 20)},
+    "local ones of the net's size": {"local_views": 2, "local_image_size": (8, 12)},
+}
+
+
 @pytest.mark.oracles
-def test_the_official_head_loss_and_file(
-    backend: Subject, tmp_path: Path, pytestconfig: pytest.Config
+@pytest.mark.parametrize("name", CROPS)
+def test_the_official_head_loss_crops_and_file(
+    backend: Subject, name: str, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
     """Read from the file of a training; then its losses, and its weights behind a step."""
     torch.manual_seed(0)
-    training, config = official_pair(pytestconfig)
+    training, config = official_pair(pytestconfig, **CROPS[name])
     torch.save(training.checkpoint(), tmp_path / "a.pth")
     case = Case(config)
     vars(case)["weights"] = dict(isovit.load(tmp_path / "a.pth", config=config).weights)
-    crops, shown = (channels_first(x) for x in (case.images, case.others["teacher_images"]))
+    given = {"images": case.images, **case.others}
 
-    def views(x: torch.Tensor) -> list[torch.Tensor]:
-        return list(x.unbind(1))
+    def views(name: str, rows: slice) -> list[torch.Tensor]:
+        return list(channels_first(given[name][rows]).unbind(1)) if name in given else []
 
-    pairs = zip(crops.split(1), shown.split(1), strict=True)
-    one_by_one = [training.loss(views(c), views(s)) for c, s in pairs]
-    wanted = np.array([loss.item() for loss, _ in one_by_one])
-    training.move(training.loss(views(crops), views(shown))[1], MOMENTUM, DECAY)
+    def loss(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        crops = views("images", rows) + views("local_images", rows)
+        return training.loss(crops, views("teacher_images", rows))
+
+    one_by_one = [loss(slice(i, i + 1))[0] for i in range(case.batch)]
+    wanted = np.array([value.item() for value in one_by_one])
+    slope = torch.autograd.grad(one_by_one[0], training.student.backbone.pos_embed)[0]
+    training.move(loss(slice(None))[1], MOMENTUM, DECAY)
     model = backend.build(case)
+    gradients = backend.runtime.gradients(
+        model, case.images, np.eye(case.batch)[0], case.others
+    ).weights
+    assert_agree({"": gradients["student.net.pos_embed"]}, {"": slope.numpy()}, "gradient")
     assert_outputs_agree(step(backend, case, model), wanted)
     torch.save(training.checkpoint(), tmp_path / "b.pth")
     moved = isovit.load(tmp_path / "b.pth", config=config).weights

@@ -1,6 +1,7 @@
-"""The official DINO's head and loss, once more in torch, as its paper and names tell them.
+"""The official DINO's head, loss and crops, once more in torch, as its paper and names tell them.
 
-No package has them. The backbone is timm's, whose names are the official ones.
+No package has them. The backbone is timm's, whose names are the official ones; crops of another
+size than its own go through its parts, with its positions resized by torch itself.
 """
 
 from __future__ import annotations
@@ -39,8 +40,28 @@ class Unit(nn.Module):
         return F.normalize(x, dim=-1, p=2)
 
 
+def positions(backbone: Any, rows: int, columns: int) -> Tensor:
+    """The positions on another grid, from torch's own bicubic by a factor, 0.1 added to sizes."""
+    grid, table = backbone.patch_embed.grid_size, backbone.pos_embed
+    patches = table[:, 1:].transpose(1, 2).unflatten(2, grid)  # (1, dim, rows, columns)
+    factors = ((rows + 0.1) / grid[0], (columns + 0.1) / grid[1])
+    resized = F.interpolate(patches, scale_factor=factors, mode="bicubic")
+    assert resized.shape[2:] == (rows, columns)
+    return torch.cat([table[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
+
+
+def features(backbone: Any, crops: Tensor) -> Tensor:
+    """The class token of crops of any size; by the backbone itself where that is its own."""
+    if crops.shape[2:] == backbone.patch_embed.img_size:
+        return backbone(crops)
+    x = backbone.patch_embed.proj(crops)  # (batch, dim, rows, columns)
+    table = positions(backbone, *x.shape[2:])
+    tokens = [backbone.cls_token.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)]
+    return backbone.norm(backbone.blocks(torch.cat(tokens, dim=1) + table))[:, 0]
+
+
 class Network(nn.Module):
-    """Backbone and head; all crops of one size go through in one batch."""
+    """Backbone and head; crops of one size are a batch to the one, all of them to the other."""
 
     def __init__(self, backbone: nn.Module, config: DINOConfig) -> None:
         super().__init__()
@@ -48,7 +69,9 @@ class Network(nn.Module):
 
     def forward(self, crops: list[Tensor]) -> Tensor:
         """(crops · batch, out_dim), crop by crop."""
-        return self.head(self.backbone(torch.cat(crops)))
+        sizes = itertools.groupby(crops, lambda crop: crop.shape[2:])
+        found = [features(self.backbone, torch.cat(list(group))) for _, group in sizes]
+        return self.head(torch.cat(found))
 
 
 class Training:
@@ -62,7 +85,7 @@ class Training:
     def loss(self, crops: list[Tensor], shown: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The loss of a batch, and what the teacher said; the centre stays."""
         config = self.config
-        said = (self.student(crops) / config.student_temp).chunk(config.views)
+        said = (self.student(crops) / config.student_temp).chunk(len(crops))
         with torch.no_grad():
             outputs = self.teacher(shown)
             wanted = F.softmax((outputs - self.center) / config.teacher_temp, dim=-1)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +14,8 @@ from torch import Tensor
 from isovit.backends.torch.objectives import dino
 from isovit.spec.families.vit import ViTConfig
 from isovit.spec.objectives.dino import DINOConfig
+from isovit.spec.resample import centres, keys, torch_bicubic
+from isovit.weight_convert.resize import torch_bicubic_antialias
 from parity_tests.controls.blocks import gelu_tanh
 from parity_tests.controls.faults import Fault, GradientFault, Model, Patch, modules, rewrite
 
@@ -31,9 +34,15 @@ CASES: dict[str, Any] = {
         views=2, head_last_activation=True, normalize_eps=1e-6, last_layer="dense",
         last_gain_trains=False,
     ),
+    "dino_local": DINO.replace(
+        net=NET.replace(image_size=(12, 16)).to_dict(), views=2, local_views=2,
+        local_image_size=(8, 12),
+    ),
 }  # fmt: skip
 
 LAST = "student.head.last_layer"
+FIRST = "student.net.blocks.0.norm1"
+"""Behind the positions, which no module adds."""
 
 Probs = Callable[[Model, Tensor], Tensor]
 Pairs = Callable[[DINOConfig], tuple[tuple[int, int], ...]]
@@ -87,6 +96,23 @@ def rewrite_last(model: Model, kernel: Callable[[Any], Tensor]) -> None:
 def lengths(last: Any, dim: int = 1) -> Tensor:
     """The sound lengths of the directions."""
     return last.weight.square().sum(dim=dim, keepdim=True).sqrt()
+
+
+def rewrite_resize(model: Model, resize: Callable[[Any, Tensor], Tensor]) -> None:
+    """Give the patches' positions, (1, rows, columns, dim), another way to a grid."""
+
+    def forward(module: Any, table: Tensor) -> Tensor:
+        prefix, x = table[:, : module.prefix], table[:, module.prefix :]
+        return torch.cat([prefix, resize(module, x.unflatten(1, module.grid)).flatten(1, 2)], 1)
+
+    rewrite(modules(model, dino.ResizePositions), forward)
+
+
+def set_matrices(model: Model, matrix: Callable[[int, int], np.ndarray]) -> None:
+    """Give the resize of positions the matrices of another method."""
+    for module in modules(model, dino.ResizePositions):
+        matrices = map(matrix, module.grid, model.config.local_net.grid)
+        module.rows, module.columns = map(torch.from_numpy, matrices)
 
 
 # --- faults: loss ---------------------------------------------------------------------------------
@@ -218,6 +244,92 @@ def teacher_is_the_student(model: Model, _: Patch) -> None:
     model.teacher.load_state_dict(model.student.state_dict())
 
 
+# --- faults: local views --------------------------------------------------------------------------
+
+
+def enlargement_left_out(model: Model, _: Patch) -> None:
+    """A size given to ``interpolate`` in place of a factor that is a tenth of a patch too large."""
+    set_matrices(model, torch_bicubic)
+
+
+def antialiased(model: Model, _: Patch) -> None:
+    """``antialias=True``, with its other cubic kernel, as timm has it."""
+    set_matrices(model, torch_bicubic_antialias)
+
+
+def kernel_of_keys(model: Model, _: Patch) -> None:
+    """The cubic kernel of TensorFlow and JAX, a = -0.5, at the right places."""
+
+    def matrix(size_in: int, size_out: int) -> np.ndarray:
+        at = centres(size_out, size_in / (size_out + 0.1))[:, None]
+        weights = keys(at - np.arange(-2, size_in + 2), a=-0.5)
+        border = np.clip(np.arange(-2, size_in + 2), 0, size_in - 1)[:, None] == np.arange(size_in)
+        return weights @ border.astype(np.float64)
+
+    set_matrices(model, matrix)
+
+
+def table_cropped(model: Model, _: Patch) -> None:
+    """The positions of the first rows and columns."""
+
+    def corner(module: Any, x: Tensor) -> Tensor:
+        return x[:, : len(module.rows), : len(module.columns)]
+
+    rewrite_resize(model, corner)
+
+
+def first_positions(model: Model, _: Patch) -> None:
+    """As many positions as there are patches, from the first on; vit-pytorch's way."""
+
+    def first(module: Any, x: Tensor) -> Tensor:
+        rows, columns = len(module.rows), len(module.columns)
+        return x.flatten(1, 2)[:, : rows * columns].unflatten(1, (rows, columns))
+
+    rewrite_resize(model, first)
+
+
+def grid_transposed(model: Model, _: Patch) -> None:
+    """Width before height: right where a grid is square."""
+
+    def transposed(module: Any, x: Tensor) -> Tensor:
+        x = x.flatten(1, 2).unflatten(1, module.grid[::-1]).transpose(1, 2)
+        return torch.einsum("ri,cj,bijd->brcd", module.rows, module.columns, x)
+
+    rewrite_resize(model, transposed)
+
+
+def class_position_lost(model: Model, _: Patch) -> None:
+    """No position for the class token of a local view."""
+
+    def forward(module: Any, table: Tensor) -> Tensor:
+        resized = type(module).forward(module, table)
+        return torch.cat([torch.zeros_like(table[:, :1]), resized[:, 1:]], dim=1)
+
+    rewrite(modules(model, dino.ResizePositions), forward)
+
+
+def local_views_compared_once(model: Model, _: Patch) -> None:
+    """Local views with the first of the teacher's alone."""
+    rewrite_losses(
+        model,
+        pairs=lambda config: tuple((t, s) for t, s in config.pairs if s < config.views or t == 0),
+    )
+
+
+def local_views_numbered_anew(model: Model, _: Patch) -> None:
+    """From 0 on, so that some seem to be the teacher's."""
+    rewrite_losses(
+        model, pairs=lambda config: tuple((t, s) for t, s in config.pairs if s - config.views != t)
+    )
+
+
+def local_views_left_out(model: Model, _: Patch) -> None:
+    """Seen, and compared with nothing."""
+    rewrite_losses(
+        model, pairs=lambda config: tuple((t, s) for t, s in config.pairs if s < config.views)
+    )
+
+
 # --- harmless rewrites ----------------------------------------------------------------------------
 
 
@@ -244,6 +356,18 @@ def lengths_of_torch(model: Model, patch: Patch) -> None:
     """torch's own ``normalize``, and its own ``weight_norm``."""
     patch.setattr(dino, "normalize", lambda x, eps: F.normalize(x, dim=-1, eps=eps))
     rewrite_last(model, lambda last: torch._weight_norm(last.weight, last.gain[:, None], 0))
+
+
+def resize_of_torch(model: Model, _: Patch) -> None:
+    """torch's own bicubic, told the factor as the official model tells it."""
+
+    def resize(module: Any, x: Tensor) -> Tensor:
+        sizes = zip((len(module.rows), len(module.columns)), module.grid, strict=True)
+        factors = tuple((new + 0.1) / old for new, old in sizes)
+        x = F.interpolate(x.permute(0, 3, 1, 2), scale_factor=factors, mode="bicubic")
+        return x.permute(0, 2, 3, 1)
+
+    rewrite_resize(model, resize)
 
 
 # --- faults that only a gradient shows ------------------------------------------------------------
@@ -276,6 +400,25 @@ def first_view_detached(model: Model, _: Patch) -> None:
     rewrite_losses(model, student=student)
 
 
+def positions_detached(model: Model, _: Patch) -> None:
+    """No gradient from local views to the positions: what a table made without one gives."""
+
+    def forward(module: Any, table: Tensor) -> Tensor:
+        return type(module).forward(module, table.detach())
+
+    rewrite(modules(model, dino.ResizePositions), forward)
+
+
+def local_views_detached(model: Model, _: Patch) -> None:
+    """No gradient from local views at all."""
+
+    def student(model: Model, x: Tensor) -> Tensor:
+        views = model.config.views
+        return of_student(model, torch.cat([x[:, :views], x[:, views:].detach()], dim=1))
+
+    rewrite_losses(model, student=student)
+
+
 # --- tables ---------------------------------------------------------------------------------------
 
 
@@ -300,6 +443,17 @@ FAULTS = (
     Fault(directions_taken_for_weights, "dino", LAST),
     Fault(lengths_along_the_outputs, "dino", LAST),
     Fault(teacher_is_the_student, "dino", "teacher.net.patch_embed.proj"),
+    Fault(gelu_tanh, "dino_local", "student.net.blocks.0.mlp.fc2"),
+    Fault(enlargement_left_out, "dino_local", FIRST),
+    Fault(antialiased, "dino_local", FIRST),
+    Fault(kernel_of_keys, "dino_local", FIRST),
+    Fault(table_cropped, "dino_local", FIRST),
+    Fault(first_positions, "dino_local", FIRST),
+    Fault(grid_transposed, "dino_local", FIRST),
+    Fault(class_position_lost, "dino_local", FIRST),
+    Fault(local_views_compared_once, "dino_local"),
+    Fault(local_views_numbered_anew, "dino_local"),
+    Fault(local_views_left_out, "dino_local"),
 )
 
 
@@ -307,6 +461,8 @@ HARMLESS = (
     Fault(loss_of_torch, "dino"),
     Fault(logarithm_of_softmax, "dino_pytorch"),
     Fault(lengths_of_torch, "dino"),
+    Fault(loss_of_torch, "dino_local"),
+    Fault(resize_of_torch, "dino_local"),
 )
 
 
@@ -314,4 +470,8 @@ GRADIENT_FAULTS = (
     GradientFault(length_detached, "dino", "student.head.mlp.2.kernel", f"{LAST}.kernel"),
     GradientFault(lengths_detached, "dino", f"{LAST}.kernel", "student.head.mlp.2.kernel"),
     GradientFault(first_view_detached, "dino", "student.net.pos_embed", None),
+    GradientFault(
+        positions_detached, "dino_local", "student.net.pos_embed", "student.net.cls_token"
+    ),
+    GradientFault(local_views_detached, "dino_local", "student.net.pos_embed", None),
 )

@@ -165,7 +165,7 @@ class DINO(SpecModel):
         )
         self.student.build((None, *self.config.net.input_shape))
         self.teacher.build((None, *self.config.net.input_shape))
-        self.resize.build(self.student.net.pos_embed.shape)
+        self.resize.build((1, None, None))
         fix(self.teacher)
 
     def project_student(
