@@ -195,7 +195,7 @@ class DINOConfig(BaseConfig, frozen=True, kw_only=True, tag="dino"):
 
     @property
     def local_net(self) -> ViTConfig:
-        """The net as it sees local views: of their size, with as many positions."""
+        """The net that local views go through: of their image size, all else the same."""
         return cast("ViTConfig", self.net.replace(image_size=self.local_image_size))
 
     @property
@@ -230,7 +230,9 @@ class DINOConfig(BaseConfig, frozen=True, kw_only=True, tag="dino"):
 
     def draw(self, batch: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """The teacher's views and the student's local ones, standard normal."""
-        shapes = {"teacher_images": (self.teacher_views, *self.net.input_shape)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "teacher_images": (self.teacher_views, *self.net.input_shape)
+        }
         if self.local_views:
             shapes["local_images"] = self.local_shape
         return {
