@@ -206,7 +206,7 @@ class DINOConfig(BaseConfig, frozen=True, kw_only=True, tag="dino"):
     @property
     def local_shape(self) -> tuple[int, ...]:
         """Number, height, width and channels of the local views of an image."""
-        return (self.local_views, *self.local_net.input_shape)
+        return (self.local_views, *self.local_image_size, self.net.in_channels)
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
