@@ -105,7 +105,7 @@ class ResizePositions(keras.layers.Layer):
         x = ops.reshape(x, (1, *self.grid, x.shape[-1]))  # (1, rows, columns, dim)
         x = ops.einsum("ri,bijd->brjd", rows, x)
         x = ops.einsum("cj,brjd->brcd", columns, x)
-        return ops.concatenate([prefix, ops.reshape(x, (1, -1, x.shape[-1]))], axis=1)
+        return ops.concatenate([prefix, ops.reshape(x, (1, -1, table.shape[-1]))], axis=1)
 
 
 class Network(keras.layers.Layer):
