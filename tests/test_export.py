@@ -106,7 +106,7 @@ def test_an_export_with_other_weights_is_refused_and_not_kept(
 @pytest.mark.skipif(not find_spec("tensorflow"), reason="tensorflow is not installed")
 @pytest.mark.parametrize(("backend", "form"), pairs(("keras:tensorflow", "keras:jax")))
 def test_exports_of_another_engine_of_keras(backend: str, form: str, engine) -> None:
-    found = engine(backend)[form]
+    found = engine(backend, form)[form]
     assert found.pop("refused").endswith("; left 0")
     assert found.keys() == set(cases(backend))
     assert max(max(errors) for errors in found.values()) <= LIMIT
