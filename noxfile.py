@@ -72,18 +72,26 @@ def run(
 
 
 IN_PARALLEL = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "worksteal"]
-"""Processes of pytest-xdist: models are small, so that a test keeps one core busy."""
+"""Processes of pytest-xdist, each with one thread: of models so small, two take three times as much
+of the processor's time as one.
+"""
 
-COMPILED = {"flax": "quick", "keras:jax": "quick", "keras:tensorflow": "ci"}
-"""Of backends that compile each example, how many; ``nightly`` is for every backend."""
+
+def pytest(session: nox.Session, *arguments: str, where: str = SHARED, **settings: str) -> None:
+    """Run tests on all cores."""
+    run(session, "pytest", *IN_PARALLEL, *arguments, where=where, OMP_NUM_THREADS="1", **settings)
+
+
+COMPILED = ("flax", "keras:jax")
+"""Backends that compile each example: they draw few, unless HYPOTHESIS_PROFILE says how many."""
 
 
 def parity_tests(session: nox.Session, backend: str, *arguments: str, profile: str = "") -> None:
     """Run the parity suite for one backend, in a process of its own."""
-    options = ["--backend", backend, "--require", *IN_PARALLEL, *arguments, *session.posargs]
-    usual = profile or COMPILED.get(backend, "ci")
+    options = ["--backend", backend, "--require", *arguments, *session.posargs]
+    usual = profile or ("quick" if backend in COMPILED else "ci")
     chosen = os.environ.get("HYPOTHESIS_PROFILE", usual)
-    run(session, "pytest", "parity_tests", *options, HYPOTHESIS_PROFILE=chosen)
+    pytest(session, "parity_tests", *options, HYPOTHESIS_PROFILE=chosen)
 
 
 @nox.session(python=False)
@@ -96,7 +104,7 @@ def demo(session: nox.Session) -> None:
 def quick(session: nox.Session) -> None:
     """A useful subset in under three minutes: lint, unit tests, two backends on few examples."""
     lint(session)
-    run(session, "pytest", "tests", *IN_PARALLEL, "-m", "not slow", *session.posargs)
+    pytest(session, "tests", "-m", "not slow", *session.posargs)
     parity_tests(session, "torch", "-m", "not slow and not oracles", profile="quick")
     # JAX compiles each example: the outputs alone.
     parity_tests(session, "flax", "-k", "test_forward", profile="quick")
@@ -105,7 +113,7 @@ def quick(session: nox.Session) -> None:
 @nox.session(python=False)
 def tests(session: nox.Session) -> None:
     """Unit tests, conversions and the command line."""
-    run(session, "pytest", "tests", *IN_PARALLEL, *session.posargs)
+    pytest(session, "tests", *session.posargs)
 
 
 @nox.session(python=False)
@@ -127,7 +135,7 @@ def export_jax(session: nox.Session) -> None:
     """ONNX from Flax and from Keras on JAX, in an environment of its own."""
     run(session, "python", "-c", "import jax2onnx", where="jax2onnx")
     options = ["-m", "jax2onnx", *session.posargs]
-    run(session, "pytest", "tests/test_export.py", *options, where="jax2onnx")
+    pytest(session, "tests/test_export.py", *options, where="jax2onnx")
 
 
 @nox.session(python=False)
