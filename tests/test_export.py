@@ -83,7 +83,7 @@ def slow_but_first(rows: list[tuple[str, ...]]) -> list[Any]:
 @needs_torch
 @pytest.mark.parametrize(
     ("backend", "form", "case"),
-    slow_but_first([(*pair, case) for pair in pairs(HERE) for case in cases(pair[0])]),
+    slow_but_first([(*pair, case) for pair in pairs(HERE) for case in cases(*pair)]),
 )
 def test_an_exported_file_computes_what_the_model_does(
     backend: str, form: str, case: str, tmp_path: Path
@@ -108,7 +108,7 @@ def test_an_export_with_other_weights_is_refused_and_not_kept(
 def test_exports_of_another_engine_of_keras(backend: str, form: str, engine) -> None:
     found = engine(backend, form)[form]
     assert found.pop("refused").endswith("; left 0")
-    assert found.keys() == set(cases(backend))
+    assert found.keys() == set(cases(backend, form))
     assert max(max(errors) for errors in found.values()) <= LIMIT
 
 
@@ -119,7 +119,7 @@ def test_exports_of_another_engine_of_keras(backend: str, form: str, engine) -> 
 def test_onnx_from_jax(backend: str, engine) -> None:
     found = engine(backend, "onnx")["onnx"]
     assert found.pop("refused").endswith("; left 0")
-    assert found.keys() == set(cases(backend))
+    assert found.keys() == set(cases(backend, "onnx"))
     assert max(max(errors) for errors in found.values()) <= LIMIT
 
 
