@@ -81,11 +81,18 @@ EVERY_PAIR = ("vit", "t2t_vit")
 """Of the other families each form is a source once and a target once; all pairs when nightly."""
 
 ROUND = dict(zip(NATIVE, [*NATIVE][1:] + [*NATIVE][:1], strict=True))
+FIRST = [family for family in CONFIGS if family in EVERY_PAIR]
+OTHERS = [family for family in CONFIGS if family not in EVERY_PAIR]
+families = pytest.mark.parametrize(
+    "family", [*FIRST, *(pytest.param(family, marks=pytest.mark.slow) for family in OTHERS)]
+)
 PAIRS = [
-    (family, source, target)
-    for family in CONFIGS
-    for source, target in permutations(NATIVE, 2)
-    if family in EVERY_PAIR or ROUND[source] == target or NIGHTLY
+    *((family, *pair) for family in FIRST for pair in permutations(NATIVE, 2)),
+    *(
+        pytest.param(family, *pair, marks=pytest.mark.slow)
+        for family in OTHERS
+        for pair in (permutations(NATIVE, 2) if NIGHTLY else ROUND.items())
+    ),
 ]
 
 
@@ -119,7 +126,7 @@ def test_half_precision_is_kept_or_refused(form: str, dtype: Any, tmp_path: Path
 
 
 @pytest.mark.parametrize("form", NATIVE)
-@pytest.mark.parametrize("family", CONFIGS)
+@families
 def test_a_file_says_what_it_holds(family: str, form: str, written: dict) -> None:
     found = inspect(written[family, form])
     subject = checkpoint(CONFIGS[family])
@@ -138,7 +145,7 @@ def header(family: str, name: str) -> str:
 # What each framework's own tools see
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@families
 def test_torch_loads_the_pth_strictly_into_its_model(family: str, written: dict) -> None:
     import torch
 
@@ -150,7 +157,7 @@ def test_torch_loads_the_pth_strictly_into_its_model(family: str, written: dict)
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@families
 def test_safetensors_loads_strictly_into_the_torch_model(family: str, written: dict) -> None:
     import torch
     from safetensors.torch import load_file
@@ -162,7 +169,7 @@ def test_safetensors_loads_strictly_into_the_torch_model(family: str, written: d
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@families
 def test_numpy_reads_the_npz_as_flat_arrays_and_nothing_else(family: str, written: dict) -> None:
     path = written[family, "flax"]
     with np.load(path) as arrays:
@@ -174,7 +181,7 @@ def test_numpy_reads_the_npz_as_flat_arrays_and_nothing_else(family: str, writte
         assert archive.comment.decode() == header(family, "flax")
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@families
 def test_orbax_reads_the_folder_as_the_flax_models_state(family: str, written: dict) -> None:
     import orbax.checkpoint as ocp
     from flax import nnx
@@ -192,7 +199,7 @@ def test_orbax_reads_the_folder_as_the_flax_models_state(family: str, written: d
     assert (path / FOLDER_MARK).read_text(encoding="utf-8") == header(family, "flax")
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@families
 def test_keras_loads_the_h5_into_its_model(family: str, written: dict) -> None:
     model = isovit.build(CONFIGS[family], "keras")
     model.load_weights(written[family, "keras"])

@@ -89,6 +89,7 @@ def test_run_names_what_was_wanted_what_is_there_and_what_to_do(
     assert_one_line(run("run", tmp_path / "a.safetensors", *words), f"device {device}: ", *parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["bench", "choose"])
 @pytest.mark.parametrize(
     ("device", "backends", "parts"),

@@ -58,6 +58,7 @@ def test_a_part_is_built_in_another_framework() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["safetensors", "pth", "npz", "keras"])
 @pytest.mark.parametrize(("whole", "part"), PARTS)
 def test_convert_writes_a_part(

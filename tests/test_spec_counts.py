@@ -91,6 +91,7 @@ def test_published_multiply_adds_of_crossvit_leave_out_the_resizing_of_the_image
         assert f"{(tree.multiply_adds() - resizing) / 1e9:.1f}" == said.gmacs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model_config",
     [
@@ -115,6 +116,7 @@ def test_torch_counts_the_same_multiply_adds(model_config: Config) -> None:
     assert counter.get_total_flops() == 2 * param_tree(model_config).multiply_adds()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
