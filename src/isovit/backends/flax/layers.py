@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
@@ -185,6 +186,14 @@ class BatchNorm(nnx.BatchNorm):
             samples = math.prod(x.shape[:-1])
             self.var[...] = kept + (self.var[...] - kept) * samples / (samples - 1)
         return y
+
+
+def resample(
+    x: Float[Array, "batch height width dim"], rows: np.ndarray, columns: np.ndarray
+) -> Float[Array, "batch rows columns dim"]:
+    """R X Cᵀ: along each axis of a map a matrix; see ``isovit.spec.resample``."""
+    x = jnp.einsum("rh,bhwd->brwd", jnp.asarray(rows, x.dtype), x)
+    return jnp.einsum("sw,brwd->brsd", jnp.asarray(columns, x.dtype), x)
 
 
 def split_heads(

@@ -195,6 +195,14 @@ class BatchNorm(keras.layers.BatchNormalization):
         return y
 
 
+def resample(
+    x: Float[Tensor, "batch height width dim"], rows: np.ndarray, columns: np.ndarray
+) -> Float[Tensor, "batch rows columns dim"]:
+    """R X Cᵀ: along each axis of a map a matrix; see ``isovit.spec.resample``."""
+    x = ops.einsum("rh,bhwd->brwd", ops.convert_to_tensor(rows, dtype=x.dtype), x)
+    return ops.einsum("sw,brwd->brsd", ops.convert_to_tensor(columns, dtype=x.dtype), x)
+
+
 def split_heads(
     x: Float[Tensor, "batch tokens width"], parts: int, num_heads: int
 ) -> tuple[Float[Tensor, "batch heads tokens head_dim"], ...]:

@@ -101,6 +101,14 @@ class BatchNorm(nn.BatchNorm1d):
         return super().forward(input.reshape(-1, input.shape[-1])).reshape(input.shape)
 
 
+def resample(
+    x: Float[Tensor, "batch height width dim"], rows: Tensor, columns: Tensor
+) -> Float[Tensor, "batch rows columns dim"]:
+    """R X Cᵀ: along each axis of a map a matrix; see ``isovit.spec.resample``."""
+    x = torch.einsum("rh,bhwd->brwd", rows.to(x), x)
+    return torch.einsum("sw,brwd->brsd", columns.to(x), x)
+
+
 def split_heads(
     x: Float[Tensor, "batch tokens width"], parts: int, num_heads: int
 ) -> tuple[Float[Tensor, "batch heads tokens head_dim"], ...]:

@@ -26,6 +26,7 @@ from isovit.backends.flax.layers import (
     Linear,
     attention,
     identity,
+    resample,
     split_heads,
 )
 from isovit.spec.blocks import BlockConfig
@@ -42,10 +43,8 @@ class BicubicResize(nnx.Module):
     def __call__(
         self, images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch rows columns channels"]:
-        matrices = map(torch_bicubic, self.source_size, self.size)
-        rows, columns = (jnp.asarray(matrix, images.dtype) for matrix in matrices)
-        x = jnp.einsum("rh,bhwc->brwc", rows, images)
-        return jnp.einsum("sw,brwc->brsc", columns, x)
+        rows, columns = map(torch_bicubic, self.source_size, self.size)
+        return resample(images, rows, columns)
 
 
 class CentreCrop(nnx.Module):

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from isovit.backends import model_class
-from isovit.backends.flax.layers import ACTIVATIONS, Fixed, Kinds, Linear, identity
+from isovit.backends.flax.layers import ACTIVATIONS, Fixed, Kinds, Linear, identity, resample
 from isovit.spec.config import Config
 from isovit.spec.objectives.dino import DINOConfig
 from isovit.spec.resample import dino_bicubic
@@ -96,12 +96,10 @@ class ResizePositions(nnx.Module):
         self.local_grid = config.local_net.grid
 
     def __call__(self, table: Float[Array, "1 positions dim"]) -> Float[Array, "1 local dim"]:
-        matrices = map(dino_bicubic, self.grid, self.local_grid)
-        rows, columns = (jnp.asarray(matrix, table.dtype) for matrix in matrices)
+        rows, columns = map(dino_bicubic, self.grid, self.local_grid)
         prefix, x = table[:, : self.prefix], table[:, self.prefix :]
         x = x.reshape(1, *self.grid, x.shape[-1])  # (1, rows, columns, dim)
-        x = jnp.einsum("ri,bijd->brjd", rows, x)
-        x = jnp.einsum("cj,brjd->brcd", columns, x)
+        x = resample(x, rows, columns)
         return jnp.concat([prefix, x.reshape(1, -1, x.shape[-1])], axis=1)
 
 

@@ -22,6 +22,7 @@ from isovit.backends.keras.layers import (
     Tensor,
     attention,
     layer_norm,
+    resample,
     split_heads,
 )
 from isovit.spec.blocks import BlockConfig
@@ -39,12 +40,7 @@ class BicubicResize(keras.layers.Layer):
     def call(
         self, images: Float[Tensor, "batch height width channels"]
     ) -> Float[Tensor, "batch rows columns channels"]:
-        rows, columns = (
-            ops.convert_to_tensor(matrix, dtype=images.dtype)
-            for matrix in (self.rows, self.columns)
-        )
-        x = ops.einsum("rh,bhwc->brwc", rows, images)
-        return ops.einsum("sw,brwc->brsc", columns, x)
+        return resample(images, self.rows, self.columns)
 
 
 class CentreCrop(keras.layers.Layer):

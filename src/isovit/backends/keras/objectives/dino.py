@@ -11,7 +11,7 @@ from jaxtyping import Float
 from keras import ops
 
 from isovit.backends import model_class
-from isovit.backends.keras.layers import ACTIVATIONS, DType, Linear, SpecModel, Tensor
+from isovit.backends.keras.layers import ACTIVATIONS, DType, Linear, SpecModel, Tensor, resample
 from isovit.spec.config import Config
 from isovit.spec.objectives.dino import DINOConfig
 from isovit.spec.resample import dino_bicubic
@@ -98,13 +98,9 @@ class ResizePositions(keras.layers.Layer):
         self.rows, self.columns = map(dino_bicubic, self.grid, config.local_net.grid)
 
     def call(self, table: Float[Tensor, "1 positions dim"]) -> Float[Tensor, "1 local dim"]:
-        rows, columns = (
-            ops.convert_to_tensor(matrix, dtype=table.dtype) for matrix in (self.rows, self.columns)
-        )
         prefix, x = table[:, : self.prefix], table[:, self.prefix :]
         x = ops.reshape(x, (1, *self.grid, x.shape[-1]))  # (1, rows, columns, dim)
-        x = ops.einsum("ri,bijd->brjd", rows, x)
-        x = ops.einsum("cj,brjd->brcd", columns, x)
+        x = resample(x, self.rows, self.columns)
         return ops.concatenate([prefix, ops.reshape(x, (1, -1, table.shape[-1]))], axis=1)
 
 

@@ -19,6 +19,7 @@ from isovit.backends.torch.layers import (
     DropPath,
     Linear,
     attention,
+    resample,
     split_heads,
 )
 from isovit.spec.blocks import BlockConfig
@@ -38,8 +39,7 @@ class BicubicResize(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch height width channels"]
     ) -> Float[Tensor, "batch rows columns channels"]:
-        x = torch.einsum("rh,bhwc->brwc", self.rows.to(images), images)
-        return torch.einsum("sw,brwc->brsc", self.columns.to(images), x)
+        return resample(images, self.rows, self.columns)
 
 
 class CentreCrop(nn.Module):

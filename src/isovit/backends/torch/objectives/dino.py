@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from isovit.backends import model_class
-from isovit.backends.torch.layers import ACTIVATIONS, Linear
+from isovit.backends.torch.layers import ACTIVATIONS, Linear, resample
 from isovit.spec.config import Config
 from isovit.spec.objectives.dino import DINOConfig
 from isovit.spec.resample import dino_bicubic
@@ -77,8 +77,7 @@ class ResizePositions(nn.Module):
     def forward(self, table: Float[Tensor, "1 positions dim"]) -> Float[Tensor, "1 local dim"]:
         prefix, x = table[:, : self.prefix], table[:, self.prefix :]
         x = x.unflatten(1, self.grid)  # (1, rows, columns, dim)
-        x = torch.einsum("ri,bijd->brjd", self.rows.to(x), x)
-        x = torch.einsum("cj,brjd->brcd", self.columns.to(x), x)
+        x = resample(x, self.rows, self.columns)
         return torch.cat([prefix, x.flatten(1, 2)], dim=1)
 
 
