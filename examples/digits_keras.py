@@ -32,9 +32,8 @@ def train(name: str, steps: int) -> list[float]:
         """Of what an objective gives in the place of predictions."""
         return keras.ops.mean(losses)
 
-    loss = mean
-    if "labels" in first:
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    loss = entropy if "labels" in first else mean
     adamw = keras.optimizers.AdamW(1e-3, epsilon=1e-8, weight_decay=0.05)
     trainer.compile(optimizer=adamw, loss=loss)
     losses, nothing = [], np.zeros(digits.BATCH, np.float32)

@@ -6,7 +6,6 @@ form and case of that engine: Keras has one engine in a process.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -27,6 +26,7 @@ from isovit.spec.config import Config
 from isovit.spec.families import FAMILIES
 from isovit.spec.initialize import probe
 from isovit.weight_convert.checkpoint import Checkpoint
+from parity_tests.examples import NIGHTLY, examples_of
 from tests.small import T2T, VIT
 
 OWN: dict[str, Config] = {
@@ -41,9 +41,7 @@ OWN: dict[str, Config] = {
     "full": T2T.replace(token_mixer="full", pos_embed="learned", num_classes=0, pool="none"),
 }  # fmt: skip
 EXAMPLES: dict[str, dict[str, Config]] = {
-    family: import_module(f"parity_tests.families.{family}").EXAMPLES
-    for family in FAMILIES
-    if family not in ("vit", "t2t_vit")
+    family: examples_of(family) for family in FAMILIES if family not in ("vit", "t2t_vit")
 }
 CASES = OWN | {name: config for examples in EXAMPLES.values() for name, config in examples.items()}
 """Of ViT and T2T-ViT the forms that export differently, of the others all their examples."""
@@ -61,7 +59,7 @@ FORMS = {
 
 def cases(backend: str, form: str) -> tuple[str, ...]:
     """Those that a backend exports in a form, each in seconds: all of them when nightly."""
-    if os.environ.get("HYPOTHESIS_PROFILE") == "nightly":
+    if NIGHTLY:
         return tuple(CASES)
     own = ("vit_pytorch", "distilled", "performer") if backend.startswith("keras") else tuple(OWN)
     some = 2 if (backend, form) == ("torch", "onnx") else 1  # of each family; the first step is pt2

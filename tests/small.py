@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from isovit.spec.config import BaseConfig, Config
 from isovit.spec.families import FAMILIES
 from isovit.spec.families.t2t_vit import SoftSplit, T2TViTConfig
 from isovit.spec.families.vit import ViTConfig
 from isovit.spec.objectives import OBJECTIVES
+from parity_tests.examples import examples_of
 
 VIT = ViTConfig(
     image_size=(16, 24),
@@ -34,13 +33,10 @@ T2T = T2TViTConfig(
 )
 CONFIGS: dict[str, Config] = {"vit": VIT, "t2t_vit": T2T}
 for _family in (family for family in FAMILIES if family not in CONFIGS):
-    _examples = import_module(f"parity_tests.families.{_family}").EXAMPLES
-    CONFIGS[_family] = next(iter(_examples.values()))
+    CONFIGS[_family] = next(iter(examples_of(_family).values()))
 
 TRAINERS: dict[str, BaseConfig] = {
-    name: config
-    for objective in OBJECTIVES
-    for name, config in import_module(f"parity_tests.objectives.{objective}").EXAMPLES.items()
+    name: config for objective in OBJECTIVES for name, config in examples_of(objective).items()
 }
 """Those of the objectives."""
 

@@ -15,6 +15,15 @@ from docs import draw
 from isovit.parity.budgets import LIMITS
 from isovit.spec.families import FAMILIES, family_module
 
+
+def run(lines: list[str]) -> None:
+    """As a process of its own, since Keras has one engine in a process."""
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 OBJECTIVES_EXAMPLES = {
     page.stem: re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     for page in (Path(__file__).parents[1] / "docs/objectives").glob("*.md")
@@ -92,10 +101,7 @@ def test_the_examples_of_a_page_of_objectives_run(page: str) -> None:
             'assert "loss" not in globals() or math.isfinite(float(loss))',
             'assert "losses" not in globals() or tuple(losses.shape) == (2,)',
         ]
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run(lines)
 
 
 @pytest.mark.slow
@@ -106,7 +112,4 @@ def test_the_examples_of_the_pages_run(framework: str) -> None:
     for family in FAMILIES:
         first = next(iter(family_module(family).VARIANTS))
         lines += [draw.examples(first)[framework], "assert tuple(logits.shape) == (2, 10)"]
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run(lines)

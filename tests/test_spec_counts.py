@@ -16,6 +16,7 @@ from isovit.spec.families import (
     published,
     variants,
 )
+from parity_tests.examples import examples_of
 
 PARAMETERS: dict[str, tuple[int, int]] = {
     name: counts
@@ -99,7 +100,7 @@ def test_published_multiply_adds_of_crossvit_leave_out_the_resizing_of_the_image
         *(
             pytest.param(model, id=f"{family}-{name}")
             for family in FAMILIES
-            for name, model in import_module(f"parity_tests.families.{family}").EXAMPLES.items()
+            for name, model in examples_of(family).items()
         ),
         pytest.param(config("vit_ti16", pre_logits_dim=100), id="vit_ti16 with pre_logits"),
     ],

@@ -203,7 +203,7 @@ SIZES: dict[str, dict[str, Any]] = {
 AUGREG = Preprocess(crop_fraction=0.9, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
-README = ViTConfig(
+VIT_PYTORCH = ViTConfig(
     image_size=(256, 256),
     patch_size=(32, 32),
     patch_embed="norm_linear_norm",

@@ -32,7 +32,7 @@ from isovit.spec.config import (
     Positive,
     require,
 )
-from isovit.spec.families.vit import README, SIZES, ViTConfig
+from isovit.spec.families.vit import SIZES, VIT_PYTORCH, ViTConfig
 from isovit.spec.param import ONES, ZEROS, Init, Param, ParamTree, Role, dense, join, repeat
 from isovit.spec.published import Published
 from isovit.spec.scheme import Scheme
@@ -318,7 +318,7 @@ def _following(tree: ParamTree, path: str) -> ParamTree:
 
 # README of vit-pytorch, section "Dino"; the class itself has out_dim=65336, a slip.
 PYTORCH: dict[str, Any] = dict(
-    net=README.replace(num_classes=0),
+    net=VIT_PYTORCH.replace(num_classes=0),
     head_hidden_dim=256,
     head_last_activation=True,
     normalize_eps=1e-6,

@@ -22,7 +22,7 @@ import numpy as np
 from isovit.spec.blocks import TransformerConfig
 from isovit.spec.config import BaseConfig, Config, Epsilon, require
 from isovit.spec.families import family_module, vit
-from isovit.spec.families.vit import README, ViTConfig
+from isovit.spec.families.vit import VIT_PYTORCH, ViTConfig
 from isovit.spec.param import Param, ParamTree, Role, dense, layer_norm
 from isovit.spec.published import Published
 from isovit.spec.scheme import Scheme
@@ -160,7 +160,7 @@ def _deit(size: str) -> DistillConfig:
 
 # README of vit-pytorch, section "Distillation".
 PYTORCH: dict[str, Any] = dict(
-    student=README.replace(embed_dropout_rate=0.1, dropout_rate=0.1, attn_dropout_rate=0.1),
+    student=VIT_PYTORCH.replace(embed_dropout_rate=0.1, dropout_rate=0.1, attn_dropout_rate=0.1),
     alpha=0.5,
     temperature=3.0,
 )

@@ -20,7 +20,7 @@ import numpy as np
 from isovit.spec.blocks import BlockConfig, block
 from isovit.spec.config import BaseConfig, NonNegative, Positive, Rate, require
 from isovit.spec.families import vit
-from isovit.spec.families.vit import README, SIZES, ViTConfig
+from isovit.spec.families.vit import SIZES, VIT_PYTORCH, ViTConfig
 from isovit.spec.param import Init, Param, ParamTree, Role, dense, layer_norm, repeat
 from isovit.spec.positions import sincos_positions
 from isovit.spec.published import Published
@@ -199,7 +199,7 @@ def _official(size: str, patch_size: int) -> MAEConfig:
 
 # README of vit-pytorch, section "Masked Autoencoder"; its ViT pools by the mean.
 PYTORCH: dict[str, Any] = dict(
-    encoder=README.replace(num_classes=0, class_token=False, pool="mean"),
+    encoder=VIT_PYTORCH.replace(num_classes=0, class_token=False, pool="mean"),
     mask_rounds_down="hidden",
     decoder_dim=512,
     decoder_depth=6,

@@ -32,7 +32,7 @@ import numpy as np
 
 from isovit.spec.config import BaseConfig, Epsilon, Positive, require
 from isovit.spec.families import vit
-from isovit.spec.families.vit import README, ViTConfig
+from isovit.spec.families.vit import VIT_PYTORCH, ViTConfig
 from isovit.spec.objectives.mae import check_encoder, draw_order
 from isovit.spec.param import Param, ParamTree, Role, dense
 from isovit.spec.published import Published
@@ -169,7 +169,7 @@ def param_tree(config: MPPConfig) -> ParamTree:
 VARIANTS: dict[str, MPPConfig] = {
     # README of vit-pytorch, section "Masked Patch Prediction"; its images are from 0 to 1.
     "mpp_vit_pytorch": MPPConfig(
-        encoder=README.replace(
+        encoder=VIT_PYTORCH.replace(
             num_classes=0, embed_dropout_rate=0.1, dropout_rate=0.1, attn_dropout_rate=0.1
         ),
         normalized_images=False,

@@ -25,7 +25,7 @@ import numpy as np
 
 from isovit.spec.config import BaseConfig, Pair, Rate, require
 from isovit.spec.families import vit
-from isovit.spec.families.vit import README, SIZES, ViTConfig
+from isovit.spec.families.vit import SIZES, VIT_PYTORCH, ViTConfig
 from isovit.spec.objectives.mae import check_encoder, draw_order
 from isovit.spec.param import Param, ParamTree, Role, dense
 from isovit.spec.published import Published
@@ -121,7 +121,7 @@ VARIANTS: dict[str, SimMIMConfig] = {
     ),
     # README of vit-pytorch, section "Simple Masked Image Modeling".
     "simmim_vit_pytorch": SimMIMConfig(
-        encoder=README.replace(num_classes=0, class_token=False, pool="mean"),
+        encoder=VIT_PYTORCH.replace(num_classes=0, class_token=False, pool="mean"),
         mask_ratio=0.5,
         mask_rounds="down",
         mask_unit=(1, 1),
