@@ -54,7 +54,13 @@ def test_an_unsteady_step_is_repeated_until_the_median_is_known_or_the_time_is_u
     assert timing.spread > 0.03
 
 
-@pytest.mark.parametrize("n", [7, 20, 101])
+def test_a_step_longer_than_the_limit_is_run_seven_times() -> None:
+    now, step = clock([100.0])
+    assert measure(step, limit_s=3, clock=now).repeats == LEAST
+    assert now() == pytest.approx(100 * (LEAST + 1))
+
+
+@pytest.mark.parametrize("n", [LEAST, 20, 101])
 def test_the_interval_holds_the_true_median_19_times_in_20(n: int) -> None:
     rng = np.random.default_rng(n)
     samples = rng.lognormal(0.0, 0.5, (2000, n))  # of median 1
