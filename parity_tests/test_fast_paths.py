@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -84,23 +85,23 @@ def test_rows_that_are_not_divided_are_seen(
 
 
 @pytest.fixture
-def torch_layers(backend: Subject) -> Any:
-    if backend.name != "torch":
+def products(backend: Subject) -> Any:
+    if backend.name not in ("torch", "keras:torch"):
         pytest.skip("concerns torch only")
-    return backend.module("layers")
+    return import_module("isovit.backends.products")
 
 
 @pytest.mark.parametrize("convolves", [True, False])
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_a_product_is_the_same_by_both_libraries(
     backend: Subject,
-    torch_layers: Any,
+    products: Any,
     example: str,
     convolves: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch_layers, "MKL_IS_SLOW", convolves)
-    convolved = count_convolutions(torch_layers, monkeypatch)
+    monkeypatch.setattr(products, "MKL_IS_SLOW", convolves)
+    convolved = count_convolutions(products, monkeypatch)
     case = EXAMPLES[example]
     assert_traces_agree(backend.trace(case, "float32"), reference(case), "float32")
     assert bool(convolved) == convolves
@@ -110,25 +111,25 @@ def test_a_product_is_the_same_by_both_libraries(
 
 
 def test_a_convolution_without_its_bias_is_seen(
-    backend: Subject, torch_layers: Any, monkeypatch: pytest.MonkeyPatch
+    backend: Subject, products: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_layers, "MKL_IS_SLOW", True)
-    convolve = torch_layers.F.conv2d
-    monkeypatch.setattr(torch_layers.F, "conv2d", lambda x, w, b: convolve(x, w))
+    monkeypatch.setattr(products, "MKL_IS_SLOW", True)
+    convolve = products.F.conv2d
+    monkeypatch.setattr(products.F, "conv2d", lambda x, w, b: convolve(x, w))
     case = EXAMPLES["t2t_performer"]
     with pytest.raises(AssertionError, match="activation beyond 5e-06"):
         assert_traces_agree(backend.trace(case, "float32"), reference(case), "float32")
 
 
-def count_convolutions(layers: Any, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+def count_convolutions(products: Any, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Gets an item for every product that asks and is to be a convolution."""
     asked: list[bool] = []
-    decide = layers._convolves
+    decide = products._convolves
 
     def watched(x: Any) -> bool:
         if chosen := decide(x):
             asked.append(chosen)
         return chosen
 
-    monkeypatch.setattr(layers, "_convolves", watched)
+    monkeypatch.setattr(products, "_convolves", watched)
     return asked

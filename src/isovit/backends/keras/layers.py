@@ -61,12 +61,19 @@ class Linear(keras.layers.Dense):
     """x·W + b as a product of two matrices, whatever axes x has before its last.
 
     XLA on a CPU multiplies a (batch, tokens, dim) array image by image, which can take half as long
-    again; measured in docs/decisions/fast-paths.md.
+    again; on torch, Keras's own adds b in a step of its own, and multiplies by a library that is
+    slow on some processors. Measured in docs/decisions/fast-paths.md.
     """
 
     def call(
         self, inputs: Float[Tensor, "... dim"], training: bool | None = None
     ) -> Float[Tensor, "... dim_out"]:
+        if keras.backend.backend() == "torch":
+            from isovit.backends.products import linear
+
+            weight: Tensor = ops.transpose(self.kernel)
+            bias: Tensor = None if self.bias is None else ops.convert_to_tensor(self.bias)
+            return linear(inputs, weight, bias)
         y = super().call(ops.reshape(inputs, (-1, inputs.shape[-1])), training=training)
         return ops.reshape(y, (-1, *inputs.shape[1:-1], self.units))
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from isovit.backends.products import linear
 from isovit.spec.blocks import BlockConfig, TransformerConfig
 
 
@@ -31,39 +31,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Linear(nn.Linear):
-    """x·Wᵀ + b.
-
-    In float32, on a processor of AMD's, a product is written as the convolution of one pixel: torch
-    multiplies by MKL, which is slow there, and convolves by oneDNN. Measured in
-    docs/decisions/fast-paths.md.
-    """
+    """x·Wᵀ + b, by the library that is fast on this processor; see ``products``."""
 
     def forward(self, input: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim_out"]:
-        x = input
-        if not _convolves(x):
-            return super().forward(x)
-        pixels = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, dim, tokens, 1)
-        y = F.conv2d(pixels, self.weight[:, :, None, None], self.bias)
-        return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
-
-
-def _convolves(x: Tensor) -> bool:
-    """Whether a product with x is faster as a convolution; never in a graph that is exported."""
-    here = MKL_IS_SLOW and x.device.type == "cpu" and x.dtype == torch.float32
-    return here and not torch.compiler.is_exporting()
-
-
-def _maker_is_amd() -> bool:
-    try:
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:  # another system than Linux
-        return False
-
-
-MKL_IS_SLOW = (
-    torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and _maker_is_amd()
-)
-"""Whether torch has both libraries, on a processor for which MKL is not made."""
+        return linear(input, self.weight, self.bias)
 
 
 class Conv(nn.Conv2d):
