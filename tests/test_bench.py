@@ -74,11 +74,18 @@ def test_utilisation_is_of_the_best_product_of_any_library() -> None:
     assert a_run(subject).utilisation(subject) == pytest.approx(0.5)
 
 
-def test_a_run_is_read_back_as_it_was_and_gone_on_with(tmp_path: Path) -> None:
+def test_a_run_is_read_back_as_it_was_and_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.json"
+    monkeypatch.setattr("sys.argv", ["/bin/isovit", "bench", "m", "--batch", "8"])
     a_run(record("torch", 10.0)).save(path)
     assert load_run(path) == a_run(record("torch", 10.0))
-    assert driver.start(path).records == [record("torch", 10.0)]
+    again = driver.start(path)
+    assert again.records == [record("torch", 10.0)]
+    assert again.command == "isovit bench m; isovit bench m --batch 8"
+    again.save(path)
+    assert driver.start(path).command == again.command
     other = a_run()
     other.device["processor"] = "abacus"
     other.save(path)

@@ -165,12 +165,12 @@ def installed() -> list[str]:
 
 
 def start(path: Path | None) -> Run:
-    """The run that a file holds, to be continued, or a new one.
+    """The run that a file holds, to be continued, or a new one; it has the commands of both.
 
     Raises:
         InputError: if the file is of another machine.
     """
-    here = facts()
+    here, command = facts(), shlex.join(["isovit", *sys.argv[1:]])
     if path is not None and path.exists():
         run = load_run(path)
         if not same_device(run.device, here):
@@ -178,9 +178,11 @@ def start(path: Path | None) -> Run:
                 f"{path}: was measured on {run.device.get('processor')}, this is "
                 f"{here['processor']}; give another --out"
             )
+        if command not in run.command.split("; "):
+            run.command += f"; {command}"
         return run
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Run(command=shlex.join(["isovit", *sys.argv[1:]]), started=now, device=here)
+    return Run(command=command, started=now, device=here)
 
 
 def measure_all(

@@ -133,7 +133,7 @@ class Run(msgspec.Struct, kw_only=True):
     """All that was measured on one device.
 
     Attributes:
-        command: that made it.
+        command: that made it; of several, with semicolons between them.
         started: date and time, ISO 8601.
         device: facts of the machine.
         products: of every library that is installed.
