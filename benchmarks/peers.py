@@ -8,6 +8,9 @@ that waits for its turn; a round gives a turn to each. Machines drift, so what c
 within a round. All lanes of a model have the same weights, and a lane whose output is not that of
 the public code takes no part.
 
+isovit's lanes keep memory (``isovit.keep_memory``) where the system can; the public code runs
+eagerly as it comes and, as a second lane, with memory kept; onnxruntime has memory of its own.
+
 The public code: of T2T-ViT, the official one, rewritten for the tests from its description
 (``parity_tests/oracles/yitu.py``: it is no package); vit-pytorch for its own T2T-ViT; timm for ViT.
 """
@@ -35,6 +38,7 @@ import numpy as np
 import isovit
 from isovit.backends import get_backend, quiet
 from isovit.backends.devices import worker_environment
+from isovit.backends.memory import Memory, can_keep_memory, keep_memory
 from isovit.benchmarks import worker
 from isovit.benchmarks.device import facts
 from isovit.benchmarks.driver import LIBRARIES, WAYS, installed
@@ -178,6 +182,8 @@ def serve() -> None:
         answers.write(msgspec.json.encode(content).decode() + "\n")
         answers.flush()
 
+    if job.case is None or job.case.memory == "kept":
+        keep_memory()
     if job.case is None:
         square = np.random.default_rng(0).standard_normal((worker.PRODUCT_SIZE,) * 2, np.float32)
         step, ready = worker.PRODUCTS[str(job.library)](square, job.device), {}
@@ -267,14 +273,17 @@ class Lane:
 
 def lanes_of(model: str, batch: int, mode: Mode, chosen: Sequence[str] | None) -> list[Lane]:
     """The lanes of a model, the public code first."""
-    rows = [(PUBLIC, "eager")]
+    kept: Memory = "kept" if can_keep_memory() else "returned"
+    rows: list[tuple[str, str, Memory]] = [(PUBLIC, "eager", "returned")]
+    if kept == "kept":
+        rows += [(PUBLIC, "eager", kept)]
     if mode == "infer":
-        rows += [(PUBLIC, "onnxruntime")]
+        rows += [(PUBLIC, "onnxruntime", "returned")]
     for name in installed():
-        rows += [(name, way) for way in WAYS[name] if way not in ("compile", "torchax")]
+        rows += [(name, way, kept) for way in WAYS[name] if way not in ("compile", "torchax")]
     cases = [
-        Case(model=model, backend=name, way=way, mode=mode, batch=batch)
-        for name, way in rows
+        Case(model=model, backend=name, way=way, mode=mode, batch=batch, memory=memory)
+        for name, way, memory in rows
         if (name == PUBLIC or chosen is None or name in chosen)
         and (name != "onnx" or mode == "infer")
     ]
@@ -333,7 +342,9 @@ def _started(lanes: list[Lane], run: Run) -> list[Lane]:
                 problem = f"its output is not that of the public code: error {off:.1e}"
         if problem:
             run.put(Record(case=case, error=problem, versions=versions()))
-            print(f"{case.model} {case.backend} {case.way}: {problem}", file=sys.stderr)
+            print(
+                f"{case.model} {case.backend} {case.way}, {case.memory}: {problem}", file=sys.stderr
+            )
             lane.end()
         else:
             running.append(lane)
@@ -368,10 +379,10 @@ def _report(model: str, lanes: list[Lane], products: list[Lane], run: Run, round
             weight_bytes=4 * param_tree(config).count(),
         )
         run.put(Record(case=case, result=result, versions=versions()))
-        name = f"{case.backend} {case.way}"
+        name = f"{case.backend} {case.way}, {case.memory}"
         memory = lane.ready["host_bytes"] / 1e6
         print(
-            f"  {name:<24}{timing.median_ms:8.1f} {faster:6.2f} {fraction:6.2f}  {memory:6.0f} MB",
+            f"  {name:<34}{timing.median_ms:8.1f} {faster:6.2f} {fraction:6.2f}  {memory:6.0f} MB",
             flush=True,
         )
 

@@ -35,8 +35,9 @@ PANEL, CAPTION = (340, 220), 44
 """Width and height of one plot, and the height of what stands above it."""
 MARKS = "●■▲"
 """Of the curves of ``by_batch``, in their order."""
-LANES = ("public eager", "public onnxruntime", "torch eager", "flax jit", "keras:tensorflow graph",
-         "keras:tensorflow xla", "keras:jax jit", "keras:torch eager",
+KEPT = ", memory kept"
+LANES = ("public eager", f"public eager{KEPT}", "public onnxruntime", "torch eager", "flax jit",
+         "keras:tensorflow graph", "keras:tensorflow xla", "keras:jax jit", "keras:torch eager",
          "onnx onnxruntime")  # fmt: skip
 BACKENDS = ("torch", "flax", "keras:tensorflow", "keras:jax", "keras:torch")
 
@@ -104,10 +105,12 @@ def speed_table(path: Path) -> str:
     rates = ", ".join(f"{product['library']} {product['gflops']:.0f}" for product in products)
     modes = {record["case"]["mode"] for record in run["records"]}
     said = " and ".join(TITLES[mode].lower() for mode in TITLES if mode in modes)
+    kept = any(_keeps(record["case"]) for record in run["records"])
+    how = f"measured {run['started'][:10]}, isovit with memory {'kept' if kept else 'returned'}"
     lines = [
         f"### {device['processor']}, {device['cores']} cores, {device['clock_mhz']} MHz: {said}",
         "",
-        f"Products of 2048³ in float32, GFLOP/s: {rates}. Measured {run['started'][:10]}.",
+        f"Products of 2048³ in float32, GFLOP/s: {rates}; {how}.",
     ]
     for mode, title in TITLES.items():
         records = [r for r in run["records"] if r["case"]["mode"] == mode and r["result"]]
@@ -116,14 +119,23 @@ def speed_table(path: Path) -> str:
         models = list(dict.fromkeys(r["case"]["model"] for r in records))
         lines += ["", f"{title}, batch {records[0]['case']['batch']}:", ""]
         lines += [f"| | {' | '.join(models)} |", f"|---|{'---|' * len(models)}"]
-        times = {
-            (f"{r['case']['backend']} {r['case']['way']}", r["case"]["model"]): r for r in records
-        }
+        times = {(_lane(r["case"]), r["case"]["model"]): r for r in records}
         for lane in LANES:
             cells = [_cell(times, lane, model, best) for model in models]
             if any(cells):
                 lines.append(f"| {lane} | {' | '.join(cell or '–' for cell in cells)} |")
     return "\n".join(lines)
+
+
+def _keeps(case: dict) -> bool:
+    """Whether the process kept the memory that a step freed; older records returned it."""
+    return case.get("memory") == "kept"
+
+
+def _lane(case: dict) -> str:
+    """The name of a lane; what a table says of isovit's memory is said of its lanes."""
+    public = case["backend"] == "public"
+    return f"{case['backend']} {case['way']}{KEPT if public and _keeps(case) else ''}"
 
 
 def _cell(times: dict[tuple[str, str], dict], lane: str, model: str, best: float) -> str:

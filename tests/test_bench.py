@@ -10,8 +10,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from isovit.backends.memory import can_keep_memory
 from isovit.benchmarks import driver
-from isovit.benchmarks.choose import START, choose
+from isovit.benchmarks.choose import KEEP, START, choose
 from isovit.benchmarks.measure import LEAST, WARM_UP, measure, summary
 from isovit.benchmarks.records import Case, Record, Run, Timing, load_run
 from isovit.benchmarks.report import write_run
@@ -135,7 +136,19 @@ def test_what_failed_is_told_and_nothing_at_all_is_refused() -> None:
 
 @pytest.mark.parametrize("backend", START)
 def test_the_code_to_start_from_is_python(backend: str) -> None:
-    compile(START[backend].format(backend=backend, engine="jax", file="f"), "start", "exec")
+    words = {"backend": backend, "engine": "jax", "memory": KEEP, "file": "f"}
+    compile(START[backend].format(**words), "start", "exec")
+
+
+def test_the_code_keeps_memory_where_the_measurement_did() -> None:
+    for kind, line in (
+        ("kept", "isovit.keep_memory()  # as measured"),
+        ("returned", "isovit.load"),
+    ):
+        found = choose(a_run(record("torch", 1.0, memory=kind)), "m", "latency", ["torch"])
+        code = found.code("w.safetensors")
+        assert line in code
+        assert ("keep_memory" in code) == (kind == "kept")
 
 
 def test_the_page_has_every_figure(tmp_path: Path) -> None:
@@ -187,6 +200,7 @@ def test_bench_measures_keeps_and_resumes(
     outcome = run(*command, "--report", html)
     assert outcome.code == 0, outcome.err
     assert "torch eager" in outcome.out
+    assert "memory    kept (isovit.keep_memory())" in outcome.out or not can_keep_memory()
     kept = load_run(out)
     assert [(r.case.mode, r.case.batch) for r in kept.records] == [
         ("infer", 1), ("infer", 2), ("train", 1), ("train", 2)
@@ -221,6 +235,7 @@ def test_choose_ends_with_a_backend_and_code(
         ("bench vit_s16 --batch 0", "--batch '0': wanted numbers of images"),
         ("bench vit_s16 --dtype int8", "no dtype named 'int8'"),
         ("bench vit_s16 --backends caffe", "no backend named 'caffe'"),
+        ("bench vit_s16 --memory lost", "--memory 'lost': wanted returned or kept"),
         ("bench vit_s16 --out absent/a.json", "there is no folder absent"),
         ("choose vit_s16 --objective beauty", "--objective 'beauty': wanted latency, throughput"),
         ("choose vit_s16 --report absent/a.html", "there is no folder absent"),

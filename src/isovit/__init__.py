@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isovit.backends import build as build
+    from isovit.backends.memory import keep_memory as keep_memory
     from isovit.errors import InputError as InputError
     from isovit.look.attention import activations as activations
     from isovit.look.attention import attention as attention
@@ -37,6 +38,7 @@ _HOME = {
     "config": "isovit.spec.families",
     "config_from_file": "isovit.spec.config",
     "init": "isovit.spec.initialize",
+    "keep_memory": "isovit.backends.memory",
     "load": "isovit.weight_convert.store",
     "param_tree": "isovit.spec.families",
     "parity": "isovit.parity.harness",
@@ -56,6 +58,7 @@ __all__ = [
     "config",
     "config_from_file",
     "init",
+    "keep_memory",
     "load",
     "param_tree",
     "parity",

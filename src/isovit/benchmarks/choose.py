@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from isovit.backends.memory import Memory
 from isovit.benchmarks.records import Record, Run
 from isovit.errors import InputError
 
@@ -29,6 +30,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
         backend: with its engine.
         way: to run it.
         batch: at which the figure is best.
+        memory: kept or returned.
         value: in the unit of the objective.
         low: lower end of its 95% confidence interval.
         high: upper end; memory has no interval.
@@ -37,6 +39,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     backend: str
     way: str
     batch: int
+    memory: Memory
     value: float
     low: float
     high: float
@@ -98,7 +101,10 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
         """Lines to start from with the converted file."""
         known = self.best.way if self.best.way in START else self.best.backend.partition(":")[0]
         return START[known].format(
-            backend=self.best.backend, engine=self.best.backend.partition(":")[2], file=file
+            backend=self.best.backend,
+            engine=self.best.backend.partition(":")[2],
+            memory=KEEP if self.best.memory == "kept" else "",
+            file=file,
         )
 
 
@@ -150,15 +156,24 @@ def _option(record: Record, objective: Objective) -> Option:
     else:
         value, low, high = step.median_ms, step.low_ms, step.high_ms
     return Option(
-        backend=case.backend, way=case.way, batch=case.batch, value=value, low=low, high=high
+        backend=case.backend,
+        way=case.way,
+        batch=case.batch,
+        memory=case.memory,
+        value=value,
+        low=low,
+        high=high,
     )
+
+
+KEEP = "isovit.keep_memory()  # as measured: what a step frees stays with the process\n"
 
 
 START = {
     "torch": """\
 import isovit
 
-ckpt = isovit.load("{file}")
+{memory}ckpt = isovit.load("{file}")
 model = isovit.build(ckpt.config, "torch", ckpt.weights)  # torch.nn.Module, evaluation mode
 # with torch.inference_mode(): logits = model(images)     # (batch, height, width, channels)
 """,
@@ -168,7 +183,7 @@ import torchax
 
 import isovit
 
-ckpt = isovit.load("{file}")
+{memory}ckpt = isovit.load("{file}")
 model = isovit.build(ckpt.config, "torch", ckpt.weights)  # torch.nn.Module, evaluation mode
 weights, run = torchax.extract_jax(model)
 predict = jax.jit(run)
@@ -180,7 +195,7 @@ from flax import nnx
 
 import isovit
 
-ckpt = isovit.load("{file}")
+{memory}ckpt = isovit.load("{file}")
 model = isovit.build(ckpt.config, "flax", ckpt.weights)  # nnx.Module, evaluation mode
 graphdef, state = nnx.split(model)
 predict = jax.jit(lambda state, images: nnx.merge(graphdef, state)(images))
@@ -193,7 +208,7 @@ os.environ["KERAS_BACKEND"] = "{engine}"  # before Keras is imported
 
 import isovit
 
-ckpt = isovit.load("{file}")
+{memory}ckpt = isovit.load("{file}")
 model = isovit.build(ckpt.config, "{backend}", ckpt.weights)  # keras.Model
 # logits = model.predict(images)                              # (batch, height, width, channels)
 """,

@@ -17,6 +17,7 @@ import msgspec
 
 from isovit.backends import full_name, require_installed, require_module
 from isovit.backends.devices import kind_of, worker_environment
+from isovit.backends.memory import Memory, can_keep_memory
 from isovit.benchmarks.device import facts
 from isovit.benchmarks.records import Case, Mode, Product, Record, Run, load_run, same_device
 from isovit.errors import InputError
@@ -56,6 +57,7 @@ def plan(
     batches: Sequence[int] = (1,),
     device: str = "cpu",
     changes: dict[str, object] | None = None,
+    memory: Memory | None = None,
     note: Callable[[str], object] = lambda line: None,
 ) -> list[Case]:
     """All combinations as cases.
@@ -69,12 +71,15 @@ def plan(
         batches: numbers of images.
         device: where.
         changes: of every model's config.
+        memory: kept or returned; None for kept, where the C library can.
         note: gets a line on each backend that is left out for want of the device.
 
     Raises:
         InputError: for an unknown backend or way, or one that is not installed, or if no backend
-            finds the device.
+            finds the device, or if memory cannot be kept.
     """
+    if memory == "kept" and not can_keep_memory():
+        raise InputError("memory kept: wanted the C library glibc, here is another; take returned")
     names = [full_name(name) for name in backends] if backends else installed()
     for name in names:
         require_installed(name)
@@ -104,6 +109,7 @@ def plan(
             dtype=dtype,
             batch=batch,
             device=device,
+            memory=memory or ("kept" if can_keep_memory() else "returned"),
         )
         for model, mode, dtype, batch, name in combinations(models, modes, dtypes, batches, names)
         for way in chosen[name]

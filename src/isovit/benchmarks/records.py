@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from isovit.backends.memory import Memory
 from isovit.errors import InputError, reason
 from isovit.weight_convert.files import replacing
 
@@ -26,6 +27,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         dtype: of parameters and computation.
         batch: images at a time.
         device: ``cpu``, ``cuda``, ``tpu``.
+        memory: of the host, ``kept`` by the process for the next step or ``returned``.
     """
 
     model: str
@@ -36,6 +38,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = "float32"
     batch: int = 1
     device: str = "cpu"
+    memory: Memory = "returned"
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):

@@ -187,7 +187,9 @@ def _device(run: Run) -> str:
 def _subject(case: Case) -> str:
     """What is measured; its backend, way and batch tell how."""
     changes = "".join(f" {field}={value}" for field, value in case.changes.items())
-    return f"{case.model}{changes}, {case.mode}, {case.dtype} on {case.device}"
+    return (
+        f"{case.model}{changes}, {case.mode}, {case.dtype} on {case.device}, memory {case.memory}"
+    )
 
 
 def _name(case: Case) -> str:

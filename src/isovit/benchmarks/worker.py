@@ -16,6 +16,7 @@ import numpy as np
 
 from isovit.backends import get_backend
 from isovit.backends.devices import jax_device, kind_of, missing
+from isovit.backends.memory import keep_memory
 from isovit.benchmarks.measure import measure
 from isovit.benchmarks.records import Case, Product, Record, Result
 from isovit.errors import InputError
@@ -193,6 +194,8 @@ def main() -> None:
     """Run the job of the command line; the record goes to the file that it names."""
     source, target = map(Path, sys.argv[1:])
     job = msgspec.json.decode(source.read_bytes(), type=Job)
+    if job.case is None or job.case.memory == "kept":
+        keep_memory()
     if job.case is not None:
         found: object = record(job.case, job.limit_s)
     elif job.backend is not None:

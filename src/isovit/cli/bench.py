@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -12,6 +12,7 @@ from isovit.cli.output import JsonOption, SetOption, note, print_json, print_tab
 from isovit.errors import InputError
 
 if TYPE_CHECKING:
+    from isovit.backends.memory import Memory
     from isovit.benchmarks.records import Mode, Run
 
 MODES: dict[str, tuple[Mode, ...]] = {
@@ -35,6 +36,9 @@ def command(
         str, typer.Option(metavar="D,D…", help="float32, float64, bfloat16.")
     ] = "float32",
     mode: Annotated[str, typer.Option(help="infer, train or both.")] = "infer",
+    memory: Annotated[
+        str | None, typer.Option(help="kept or returned; by default kept, where the system can.")
+    ] = None,
     limit: Annotated[float, typer.Option(min=0.1, help="Seconds for each, at most.")] = 20.0,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Keep results; go on from them.")
@@ -72,6 +76,7 @@ def command(
         batches=numbers(batch),
         device=device,
         changes=fields,
+        memory=kind_of_memory(memory),
         note=note,
     )
     run = start(out)
@@ -108,6 +113,22 @@ def check_model(name: str, changes: dict[str, object]) -> None:
     else:
         config = resolve_config(name, changes)
     require_model(config, "a measurement")
+
+
+def kind_of_memory(name: str | None) -> Memory | None:
+    """What ``--memory`` says.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    from isovit.backends.memory import Memory
+
+    for known in get_args(Memory):
+        if name == known:
+            return known
+    if name is not None:
+        raise InputError(f"--memory {name!r}: wanted {' or '.join(get_args(Memory))}")
+    return None
 
 
 def split(text: str) -> list[str]:
@@ -158,3 +179,5 @@ def print_run(run: Run) -> None:
     for device, precision in dict.fromkeys((r.device, r.precision) for r in run.records):
         if precision:
             print(f"precision {precision} ({device})")
+    for memory in dict.fromkeys(record.case.memory for record in run.records):
+        print(f"memory    {memory}{' (isovit.keep_memory())' if memory == 'kept' else ''}")
