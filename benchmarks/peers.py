@@ -1,14 +1,14 @@
 """isovit beside the public code of the same models, in one run, taking turns.
 
 Usage: python benchmarks/peers.py [MODEL…] [--batch 8] [--mode infer|train] [--rounds 9]
-                                  [--lanes torch,flax,…] [--out FILE.json]
+                                  [--lanes torch,flax,…] [--memory kept,returned] [--out FILE.json]
 
 Each lane, a model in one implementation, and each library's matrix product is a process of its own
 that waits for its turn; a round gives a turn to each. Machines drift, so what counts is the ratio
 within a round. All lanes of a model have the same weights, and a lane whose output is not that of
 the public code takes no part.
 
-isovit's lanes keep memory (``isovit.keep_memory``) where the system can; the public code runs
+isovit's lanes keep memory (``isovit.keep_memory``) unless told otherwise; the public code runs
 eagerly as it comes and, as a second lane, with memory kept; onnxruntime has memory of its own.
 
 The public code: of T2T-ViT, the official one, rewritten for the tests from its description
@@ -43,7 +43,17 @@ from isovit.benchmarks import worker
 from isovit.benchmarks.device import facts
 from isovit.benchmarks.driver import LIBRARIES, WAYS, installed
 from isovit.benchmarks.measure import summary
-from isovit.benchmarks.records import Case, Mode, Product, Record, Result, Run, Timing, load_run
+from isovit.benchmarks.records import (
+    Beside,
+    Case,
+    Mode,
+    Product,
+    Record,
+    Result,
+    Run,
+    Timing,
+    load_run,
+)
 from isovit.cli.bench import keeper
 from isovit.parity.budgets import LIMITS
 from isovit.parity.compare import error
@@ -271,16 +281,18 @@ class Lane:
         return [statistics.median(times) for times in self.turns]
 
 
-def lanes_of(model: str, batch: int, mode: Mode, chosen: Sequence[str] | None) -> list[Lane]:
+def lanes_of(
+    model: str, batch: int, mode: Mode, chosen: Sequence[str] | None, kinds: Sequence[Memory]
+) -> list[Lane]:
     """The lanes of a model, the public code first."""
-    kept: Memory = "kept" if can_keep_memory() else "returned"
     rows: list[tuple[str, str, Memory]] = [(PUBLIC, "eager", "returned")]
-    if kept == "kept":
-        rows += [(PUBLIC, "eager", kept)]
+    if can_keep_memory():
+        rows += [(PUBLIC, "eager", "kept")]
     if mode == "infer":
         rows += [(PUBLIC, "onnxruntime", "returned")]
     for name in installed():
-        rows += [(name, way, kept) for way in WAYS[name] if way not in ("compile", "torchax")]
+        ways = [way for way in WAYS[name] if way not in ("compile", "torchax")]
+        rows += [(name, way, kind) for way in ways for kind in kinds]
     cases = [
         Case(model=model, backend=name, way=way, mode=mode, batch=batch, memory=memory)
         for name, way, memory in rows
@@ -297,6 +309,7 @@ def compare(
     mode: Mode,
     rounds: int,
     chosen: Sequence[str] | None,
+    kinds: Sequence[Memory],
     keep: Callable[[Run], None],
 ) -> None:
     """Measure all lanes of all models, one model after another; ``keep`` saves what there is."""
@@ -309,7 +322,7 @@ def compare(
         if problem := lane.start():
             raise SystemExit(f"product in {lane.job.library}: {problem}")
     for model in models:
-        running = _started(lanes_of(model, batch, mode, chosen), run)
+        running = _started(lanes_of(model, batch, mode, chosen, kinds), run)
         for _ in range(rounds):
             for lane in (*products, *running):
                 lane.turn()
@@ -362,11 +375,13 @@ def _report(model: str, lanes: list[Lane], products: list[Lane], run: Run, round
         case = lane.job.case
         assert case is not None
         operations = 2 * case.batch * multiply_adds
-        share = [2 * worker.PRODUCT_SIZE**3 / ms for ms in best]
-        fraction = statistics.median(
-            operations / ms / rate for ms, rate in zip(lane.best_ms, share, strict=True)
+        product = 2 * worker.PRODUCT_SIZE**3
+        beside = Beside(
+            faster=statistics.median(a / b for a, b in zip(first, lane.best_ms, strict=True)),
+            utilisation=statistics.median(
+                operations / product * a / b for a, b in zip(best, lane.best_ms, strict=True)
+            ),
         )
-        faster = statistics.median(a / b for a, b in zip(first, lane.best_ms, strict=True))
         timing: Timing = summary([ms for times in lane.turns for ms in times])
         result = Result(
             step=timing,
@@ -378,11 +393,12 @@ def _report(model: str, lanes: list[Lane], products: list[Lane], run: Run, round
             operations=operations,
             weight_bytes=4 * param_tree(config).count(),
         )
-        run.put(Record(case=case, result=result, versions=versions()))
+        run.put(Record(case=case, result=result, versions=versions(), beside=beside))
         name = f"{case.backend} {case.way}, {case.memory}"
         memory = lane.ready["host_bytes"] / 1e6
         print(
-            f"  {name:<34}{timing.median_ms:8.1f} {faster:6.2f} {fraction:6.2f}  {memory:6.0f} MB",
+            f"  {name:<34}{timing.median_ms:8.1f} {beside.faster:6.2f} {beside.utilisation:6.2f}"
+            f"  {memory:6.0f} MB",
             flush=True,
         )
 
@@ -395,6 +411,10 @@ def main() -> None:
     parser.add_argument("--mode", choices=("infer", "train"), default="infer")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--lanes", help="backends of isovit, with commas; else all")
+    usual = "kept" if can_keep_memory() else "returned"
+    parser.add_argument(
+        "--memory", default=usual, help="of isovit's lanes: kept, returned, or both"
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--lane", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -408,7 +428,8 @@ def main() -> None:
     if options.out and options.out.exists():  # other models, or the other mode, of an earlier call
         run.records = load_run(options.out).records
     keep = keeper(options.out)
-    compare(run, options.models, options.batch, options.mode, options.rounds, chosen, keep)
+    batch, mode, rounds = options.batch, options.mode, options.rounds
+    compare(run, options.models, batch, mode, rounds, chosen, options.memory.split(","), keep)
     rates = ", ".join(f"{p.library} {p.gflops:.0f}" for p in run.products)
     print(f"\nproducts of 2048³, GFLOP/s: {rates}")
 

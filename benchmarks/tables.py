@@ -36,8 +36,8 @@ PANEL, CAPTION = (340, 220), 44
 MARKS = "●■▲"
 """Of the curves of ``by_batch``, in their order."""
 KEPT = ", memory kept"
-LANES = ("public eager", f"public eager{KEPT}", "public onnxruntime", "torch eager", "flax jit",
-         "keras:tensorflow graph", "keras:tensorflow xla", "keras:jax jit", "keras:torch eager",
+LANES = ("public eager", "public onnxruntime", "torch eager", "flax jit", "keras:tensorflow graph",
+         "keras:tensorflow xla", "keras:jax jit", "keras:torch eager",
          "onnx onnxruntime")  # fmt: skip
 BACKENDS = ("torch", "flax", "keras:tensorflow", "keras:jax", "keras:torch")
 
@@ -101,16 +101,13 @@ def speed_table(path: Path) -> str:
     """A run on a device: a table for each mode, of times, factors and utilisation."""
     run = json.loads(path.read_text(encoding="utf-8"))
     device, products = run["device"], run["products"]
-    best = max(product["gflops"] for product in products)
     rates = ", ".join(f"{product['library']} {product['gflops']:.0f}" for product in products)
     modes = {record["case"]["mode"] for record in run["records"]}
     said = " and ".join(TITLES[mode].lower() for mode in TITLES if mode in modes)
-    kept = any(_keeps(record["case"]) for record in run["records"])
-    how = f"measured {run['started'][:10]}, isovit with memory {'kept' if kept else 'returned'}"
     lines = [
         f"### {device['processor']}, {device['cores']} cores, {device['clock_mhz']} MHz: {said}",
         "",
-        f"Products of 2048³ in float32, GFLOP/s: {rates}; {how}.",
+        f"Products of 2048³ in float32, GFLOP/s: {rates}. Measured {run['started'][:10]}.",
     ]
     for mode, title in TITLES.items():
         records = [r for r in run["records"] if r["case"]["mode"] == mode and r["result"]]
@@ -120,34 +117,27 @@ def speed_table(path: Path) -> str:
         lines += ["", f"{title}, batch {records[0]['case']['batch']}:", ""]
         lines += [f"| | {' | '.join(models)} |", f"|---|{'---|' * len(models)}"]
         times = {(_lane(r["case"]), r["case"]["model"]): r for r in records}
-        for lane in LANES:
-            cells = [_cell(times, lane, model, best) for model in models]
+        for lane in (f"{name}{kept}" for name in LANES for kept in ("", KEPT)):
+            cells = [_cell(times.get((lane, model))) for model in models]
             if any(cells):
                 lines.append(f"| {lane} | {' | '.join(cell or '–' for cell in cells)} |")
     return "\n".join(lines)
 
 
-def _keeps(case: dict) -> bool:
-    """Whether the process kept the memory that a step freed; older records returned it."""
-    return case.get("memory") == "kept"
-
-
 def _lane(case: dict) -> str:
-    """The name of a lane; what a table says of isovit's memory is said of its lanes."""
-    public = case["backend"] == "public"
-    return f"{case['backend']} {case['way']}{KEPT if public and _keeps(case) else ''}"
+    """The name of a lane."""
+    return f"{case['backend']} {case['way']}{KEPT if case['memory'] == 'kept' else ''}"
 
 
-def _cell(times: dict[tuple[str, str], dict], lane: str, model: str, best: float) -> str:
+def _cell(record: dict | None) -> str:
     """Milliseconds, how many times as fast as the public code, and utilisation of inference."""
-    record, public = times.get((lane, model)), times.get((LANES[0], model))
-    if record is None or public is None:
+    if record is None:
         return ""
-    result, milliseconds = record["result"], record["result"]["step"]["median_ms"]
-    text = f"{milliseconds:.0f} ms, {public['result']['step']['median_ms'] / milliseconds:.2f}×"
+    result, beside = record["result"], record["beside"]
+    text = f"{result['step']['median_ms']:.0f} ms, {beside['faster']:.2f}×"
     if record["case"]["mode"] == "train":
         return f"{text}, {result['host_bytes'] / 1e6:.0f} MB"
-    return f"{text}, {result['operations'] / milliseconds / 1e6 / best:.2f}"
+    return f"{text}, {beside['utilisation']:.2f}"
 
 
 def operator_tables() -> str:

@@ -104,6 +104,20 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         return self.operations / self.step.median_ms / 1e6
 
 
+class Beside(msgspec.Struct, frozen=True, kw_only=True):
+    """A case beside others that took turns with it: medians, over the rounds, of a round's ratios.
+
+    A machine that slows down for a while slows all of a round alike.
+
+    Attributes:
+        faster: the time of the public code over that of this case.
+        utilisation: operations of the forward pass per second, over the best product of the round.
+    """
+
+    faster: float
+    utilisation: float
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """A case with its result, or with the line that says why there is none.
 
@@ -114,6 +128,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         versions: of the packages that took part.
         device: that the model ran on, as its framework calls it.
         precision: dtype and the switches of float32 products, read back after they were set.
+        beside: how it compares with others of the run, where they took turns.
     """
 
     case: Case
@@ -122,6 +137,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str] = {}
     device: str = ""
     precision: str = ""
+    beside: Beside | None = None
 
 
 class Product(msgspec.Struct, frozen=True, kw_only=True):
