@@ -1,8 +1,8 @@
 """Redraw the tables of the docs from the records: ``python benchmarks/tables.py [ERRORS.jsonl]``.
 
 Speed beside the public code is measured by ``benchmarks/peers.py``, a file for each device; what
-operators take by ``benchmarks/operators.py``; growth with image and batch by ``isovit bench``,
-a run for each size of image.
+operators take by ``benchmarks/operators.py``; what it takes to give memory back by ``isovit bench``
+with ``--memory`` of both kinds; growth by a run of it for each size of image.
 
 Errors of formats are measured by the parity suite, which adds a line for each comparison to the
 file that ISOVIT_FORMAT_ERRORS names; given here, they become the record first.
@@ -27,6 +27,7 @@ PEERS = "peers-*.json"
 SPEED = ROOT / "docs" / "speed.md"
 TITLES = {"infer": "Inference", "train": "A step of training"}
 OPERATORS = "operators-*.json"
+MEMORY = "memory-*.json"
 GROWTH = "growth-*.json"
 GROWN = ROOT / "docs" / "growth.svg"
 LEAST = 0.03
@@ -87,6 +88,7 @@ def drawn(text: str) -> str:
 def speed_page(text: str) -> str:
     """The page of speed with its tables as the records have them."""
     text = replaced(text, "speed", speed_tables())
+    text = replaced(text, "memory", memory_tables())
     return replaced(text, "operators", operator_tables())
 
 
@@ -138,6 +140,41 @@ def _cell(record: dict | None) -> str:
     if record["case"]["mode"] == "train":
         return f"{text}, {result['host_bytes'] / 1e6:.0f} MB"
     return f"{text}, {beside['utilisation']:.2f}"
+
+
+def memory_tables() -> str:
+    """Steps with memory returned and kept on each device that was measured, as Markdown."""
+    tables: list[str] = []
+    for path in sorted(ERRORS.parent.glob(MEMORY)):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        device, batch = run["device"], run["records"][0]["case"]["batch"]
+        lines = [
+            f"{device['processor']}, {device['cores']} cores; batch {batch}:",
+            "",
+            "| step | lane | page faults, returned | ms | page faults, kept | ms | times as fast |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        found: dict[tuple[str, str], dict[str, dict]] = {}
+        for record in run["records"]:
+            case, result = record["case"], record["result"]
+            if result is not None:
+                key = (f"{case['model']}, {case['mode']}", f"{case['backend']} {case['way']}")
+                found.setdefault(key, {})[case["memory"]] = result
+        for (step, lane), results in found.items():
+            returned, kept = results["returned"], results["kept"]
+            before, after = (result["step"]["median_ms"] for result in (returned, kept))
+            cells = (
+                step,
+                lane,
+                f"{returned['page_faults']:,}",
+                f"{before:.0f}",
+                f"{kept['page_faults']:,}",
+                f"{after:.0f}",
+                f"{before / after:.2f}",
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
 
 
 def operator_tables() -> str:

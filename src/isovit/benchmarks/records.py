@@ -76,6 +76,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         operations: floating-point operations of a step's forward pass, two per multiply-add.
         weight_bytes: of the model's weights.
         file_bytes: of the canonical file with the weights and the config.
+        page_faults: of one more step: pages of memory that the system had to give to the process.
     """
 
     step: Timing
@@ -88,6 +89,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     operations: int
     weight_bytes: int
     file_bytes: int | None = None
+    page_faults: int | None = None
 
     def images_per_s(self, batch: int) -> float:
         """Images that pass in a second."""

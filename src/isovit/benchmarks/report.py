@@ -13,8 +13,8 @@ from isovit.report.plots import Value, bars, by_batch, exact, interval, key
 
 HEADS = (
     "backend", "batch ", "ms ", "low ", "high ", "repeats ", "images/s ", "host MB ", "device MB ",
-    "weights MB ", "build s ", "first call s ", "transfer ms ", "GFLOP ", "GFLOP/s ",
-    "utilisation ", "software ",
+    "page faults ", "weights MB ", "build s ", "first call s ", "transfer ms ", "GFLOP ",
+    "GFLOP/s ", "utilisation ", "software ",
 )  # fmt: skip
 
 
@@ -64,7 +64,8 @@ def measurements(run: Run) -> Iterator[Element]:
     yield element(
         "p",
         "ms: median of a step; low, high: its 95% confidence interval. Host MB: largest resident "
-        "memory of the process beyond that of its imports. First call: tracing, compiling and the "
+        "memory of the process beyond that of its imports. Page faults: pages of memory that the "
+        "system had to give to the process for a step. First call: tracing, compiling and the "
         "first step. Transfer: of a batch of images to the device. GFLOP: operations of the "
         "forward pass; utilisation: their rate over the best product rate.",
     )
@@ -151,6 +152,7 @@ def _row(run: Run, record: Record, result: Result, software: int) -> list[Conten
         f"{result.images_per_s(case.batch):.1f}",
         f"{result.host_bytes / 1e6:.0f}",
         "" if result.device_bytes is None else f"{result.device_bytes / 1e6:.0f}",
+        "" if result.page_faults is None else str(result.page_faults),
         f"{result.weight_bytes / 1e6:.1f}",
         f"{result.build_s:.2f}",
         f"{result.first_call_s:.2f}",

@@ -59,6 +59,9 @@ def run(case: Case, limit_s: float) -> Record:
     step, make_s = timed(make)
     _, first_s = timed(step)
     timing = measure(step, limit_s)
+    faults = page_faults()
+    step()
+    faults = page_faults() - faults
     result = Result(
         step=timing,
         build_s=build_s,
@@ -70,6 +73,7 @@ def run(case: Case, limit_s: float) -> Record:
         operations=2 * case.batch * param_tree(config).multiply_adds(),
         weight_bytes=sum(array.nbytes for array in checkpoint.weights.values()),
         file_bytes=file_bytes(checkpoint),
+        page_faults=faults,
     )
     device, precision = backend.setting(built, case.way)
     return Record(case=case, result=result, versions=versions(), device=device, precision=precision)
@@ -105,6 +109,13 @@ def peak_memory() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def page_faults() -> int:
+    """How many pages of memory the system has given to this process so far."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def product(library: str, device: str, limit_s: float = 3.0) -> Product:
