@@ -213,7 +213,9 @@ def serve() -> None:
             "host_bytes": worker.peak_memory() - before,
         }
     step()
-    answer(ready)
+    faults = worker.page_faults()
+    step()
+    answer({**ready, "page_faults": worker.page_faults() - faults})
     for _ in sys.stdin:
         times: list[float] = []
         start = time.perf_counter()
@@ -392,6 +394,7 @@ def _report(model: str, lanes: list[Lane], products: list[Lane], run: Run, round
             device_bytes=None,
             operations=operations,
             weight_bytes=4 * param_tree(config).count(),
+            page_faults=lane.ready["page_faults"],
         )
         run.put(Record(case=case, result=result, versions=versions(), beside=beside))
         name = f"{case.backend} {case.way}, {case.memory}"

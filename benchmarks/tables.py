@@ -1,8 +1,9 @@
 """Redraw the tables of the docs from the records: ``python benchmarks/tables.py [ERRORS.jsonl]``.
 
 Speed beside the public code is measured by ``benchmarks/peers.py``, a file for each device; what
-operators take by ``benchmarks/operators.py``; what it takes to give memory back by ``isovit bench``
-with ``--memory`` of both kinds; growth by a run of it for each size of image.
+operators take by ``benchmarks/operators.py``; what it takes to give memory back by
+``benchmarks/peers.py --memory returned,kept``; growth by ``isovit bench``, a run for each size of
+image.
 
 Errors of formats are measured by the parity suite, which adds a line for each comparison to the
 file that ISOVIT_FORMAT_ERRORS names; given here, they become the record first.
@@ -151,28 +152,23 @@ def memory_tables() -> str:
         lines = [
             f"{device['processor']}, {device['cores']} cores; batch {batch}:",
             "",
-            "| step | lane | page faults, returned | ms | page faults, kept | ms | times as fast |",
+            "| model | lane | faults, returned | ms | faults, kept | ms | times as fast |",
             "|---|---|---|---|---|---|---|",
         ]
         found: dict[tuple[str, str], dict[str, dict]] = {}
         for record in run["records"]:
-            case, result = record["case"], record["result"]
-            if result is not None:
-                key = (f"{case['model']}, {case['mode']}", f"{case['backend']} {case['way']}")
-                found.setdefault(key, {})[case["memory"]] = result
-        for (step, lane), results in found.items():
-            returned, kept = results["returned"], results["kept"]
-            before, after = (result["step"]["median_ms"] for result in (returned, kept))
-            cells = (
-                step,
-                lane,
-                f"{returned['page_faults']:,}",
-                f"{before:.0f}",
-                f"{kept['page_faults']:,}",
-                f"{after:.0f}",
-                f"{before / after:.2f}",
-            )
-            lines.append(f"| {' | '.join(cells)} |")
+            case = record["case"]
+            key = (case["model"], f"{case['backend']} {case['way']}")
+            found.setdefault(key, {})[case["memory"]] = record
+        for (model, lane), both in found.items():
+            if both.keys() < {"returned", "kept"}:  # onnxruntime keeps its own
+                continue
+            cells = [model, lane]
+            for record in (both["returned"], both["kept"]):
+                result = record["result"]
+                cells += [f"{result['page_faults']:,}", f"{result['step']['median_ms']:.0f}"]
+            factor = both["kept"]["beside"]["faster"] / both["returned"]["beside"]["faster"]
+            lines.append(f"| {' | '.join(cells)} | {factor:.2f} |")
         tables.append("\n".join(lines))
     return "\n\n".join(tables)
 

@@ -54,7 +54,7 @@ def test_the_page_of_speed_shows_the_records() -> None:
     assert tables.speed_page(page) == page
     results = tables.ERRORS.parent
     assert page.count("### ") == len(list(results.glob(tables.PEERS))) > 0
-    assert page.count("| step | lane |") == len(list(results.glob(tables.MEMORY))) > 0
+    assert page.count("| model | lane |") == len(list(results.glob(tables.MEMORY))) > 0
     assert page.count("| model | backend |") == len(list(results.glob(tables.OPERATORS))) > 0
 
 
