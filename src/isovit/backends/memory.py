@@ -29,9 +29,9 @@ def keep_memory() -> bool:
     """Have the C library keep what is freed, for the next step of a model.
 
     A step frees all that it takes but the output. Given back to the system, every page of it (4 KB)
-    is a page fault in the next step and is filled with zeros again: a sixth of the time of T2T-ViT-7
-    in PyTorch on a CPU (docs/speed.md). JAX pays it too; TensorFlow and onnxruntime keep their
-    memory without being asked.
+    is a page fault in the next step and is filled with zeros again: a sixth of the time of
+    T2T-ViT-7 in PyTorch on a CPU (docs/speed.md). JAX pays it too; TensorFlow and onnxruntime keep
+    their memory without being asked.
 
     Call it before a model is built. It is of the whole process and cannot be undone: memory that
     was in use once stays with the process until it ends.
