@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -415,9 +415,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--lanes", help="backends of isovit, with commas; else all")
     usual = "kept" if can_keep_memory() else "returned"
-    parser.add_argument(
-        "--memory", default=usual, help="of isovit's lanes: kept, returned, or both"
-    )
+    parser.add_argument("--memory", default=usual, help="of isovit's lanes: kept, returned or both")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--lane", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -425,6 +423,9 @@ def main() -> None:
         serve()
         return
     chosen = options.lanes.split(",") if options.lanes else None
+    kinds = options.memory.split(",")
+    if not set(kinds) <= set(get_args(Memory)):
+        parser.error(f"--memory {options.memory}: wanted {', '.join(get_args(Memory))} or both")
     now = datetime.now(UTC).isoformat(timespec="seconds")
     command = shlex.join(["python", "benchmarks/peers.py", *sys.argv[1:]])
     run = Run(command=command, started=now, device=facts())
@@ -432,7 +433,7 @@ def main() -> None:
         run.records = load_run(options.out).records
     keep = keeper(options.out)
     batch, mode, rounds = options.batch, options.mode, options.rounds
-    compare(run, options.models, batch, mode, rounds, chosen, options.memory.split(","), keep)
+    compare(run, options.models, batch, mode, rounds, chosen, kinds, keep)
     rates = ", ".join(f"{p.library} {p.gflops:.0f}" for p in run.products)
     print(f"\nproducts of 2048³, GFLOP/s: {rates}")
 

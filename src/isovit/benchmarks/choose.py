@@ -167,7 +167,7 @@ def _option(record: Record, objective: Objective) -> Option:
 
 
 KEEP = "isovit.keep_memory()  # as measured: what a step frees stays with the process\n"
-
+"""Of the lines to start from, the first, where memory was kept."""
 
 START = {
     "torch": """\

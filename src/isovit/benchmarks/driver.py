@@ -79,7 +79,9 @@ def plan(
             finds the device, or if memory cannot be kept.
     """
     if memory == "kept" and not can_keep_memory():
-        raise InputError("memory kept: wanted the C library glibc, here is another; take returned")
+        raise InputError(
+            "--memory kept: wanted the C library glibc, found another; take --memory returned"
+        )
     names = [full_name(name) for name in backends] if backends else installed()
     for name in names:
         require_installed(name)
