@@ -38,7 +38,7 @@ import numpy as np
 import isovit
 from isovit.backends import get_backend, quiet
 from isovit.backends.devices import worker_environment
-from isovit.backends.memory import Memory, can_keep_memory, keep_memory
+from isovit.backends.memory import Memory, can_keep_memory, usual_memory
 from isovit.benchmarks import worker
 from isovit.benchmarks.device import facts
 from isovit.benchmarks.driver import LIBRARIES, WAYS, installed
@@ -192,8 +192,7 @@ def serve() -> None:
         answers.write(msgspec.json.encode(content).decode() + "\n")
         answers.flush()
 
-    if job.case is None or job.case.memory == "kept":
-        keep_memory()
+    job.settle_memory()
     if job.case is None:
         square = np.random.default_rng(0).standard_normal((worker.PRODUCT_SIZE,) * 2, np.float32)
         step, ready = worker.PRODUCTS[str(job.library)](square, job.device), {}
@@ -213,9 +212,7 @@ def serve() -> None:
             "host_bytes": worker.peak_memory() - before,
         }
     step()
-    faults = worker.page_faults()
-    step()
-    answer({**ready, "page_faults": worker.page_faults() - faults})
+    answer({**ready, "page_faults": worker.page_faults(step)})
     for _ in sys.stdin:
         times: list[float] = []
         start = time.perf_counter()
@@ -414,8 +411,8 @@ def main() -> None:
     parser.add_argument("--mode", choices=("infer", "train"), default="infer")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--lanes", help="backends of isovit, with commas; else all")
-    usual = "kept" if can_keep_memory() else "returned"
-    parser.add_argument("--memory", default=usual, help="of isovit's lanes: kept, returned or both")
+    told = "of isovit's lanes: kept, returned or both"
+    parser.add_argument("--memory", default=usual_memory(), help=told)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--lane", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

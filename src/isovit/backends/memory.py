@@ -25,6 +25,11 @@ def can_keep_memory() -> bool:
     return platform.libc_ver()[0] == "glibc"
 
 
+def usual_memory() -> Memory:
+    """What a measurement does unless told otherwise: memory is kept where it can be."""
+    return "kept" if can_keep_memory() else "returned"
+
+
 def keep_memory() -> bool:
     """Have the C library keep what is freed, for the next step of a model.
 

@@ -17,7 +17,7 @@ import msgspec
 
 from isovit.backends import full_name, require_installed, require_module
 from isovit.backends.devices import kind_of, worker_environment
-from isovit.backends.memory import Memory, can_keep_memory
+from isovit.backends.memory import Memory, can_keep_memory, usual_memory
 from isovit.benchmarks.device import facts
 from isovit.benchmarks.records import Case, Mode, Product, Record, Run, load_run, same_device
 from isovit.errors import InputError
@@ -111,7 +111,7 @@ def plan(
             dtype=dtype,
             batch=batch,
             device=device,
-            memory=memory or ("kept" if can_keep_memory() else "returned"),
+            memory=memory or usual_memory(),
         )
         for model, mode, dtype, batch, name in combinations(models, modes, dtypes, batches, names)
         for way in chosen[name]

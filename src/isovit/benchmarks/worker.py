@@ -59,9 +59,7 @@ def run(case: Case, limit_s: float) -> Record:
     step, make_s = timed(make)
     _, first_s = timed(step)
     timing = measure(step, limit_s)
-    faults = page_faults()
-    step()
-    faults = page_faults() - faults
+    faults = page_faults(step)
     result = Result(
         step=timing,
         build_s=build_s,
@@ -111,11 +109,13 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def page_faults() -> int:
-    """How many pages of memory the system has given to this process so far."""
+def page_faults(step: Callable[[], Any]) -> int:
+    """How many pages of memory the system gives to this process for a step."""
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 def product(library: str, device: str, limit_s: float = 3.0) -> Product:
@@ -200,13 +200,17 @@ class Job(msgspec.Struct):
     backend: str | None = None
     device: str = "cpu"
 
+    def settle_memory(self) -> None:
+        """Keep the memory of this process if the case says so; a product always does."""
+        if self.case is None or self.case.memory == "kept":
+            keep_memory()
+
 
 def main() -> None:
     """Run the job of the command line; the record goes to the file that it names."""
     source, target = map(Path, sys.argv[1:])
     job = msgspec.json.decode(source.read_bytes(), type=Job)
-    if job.case is None or job.case.memory == "kept":
-        keep_memory()
+    job.settle_memory()
     if job.case is not None:
         found: object = record(job.case, job.limit_s)
     elif job.backend is not None:

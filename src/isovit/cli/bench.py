@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from isovit.cli.output import JsonOption, SetOption, note, print_json, print_table, progress
+from isovit.cli.output import (
+    JsonOption,
+    MemoryOption,
+    SetOption,
+    note,
+    print_json,
+    print_table,
+    progress,
+)
 from isovit.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,9 +44,7 @@ def command(
         str, typer.Option(metavar="D,D…", help="float32, float64, bfloat16.")
     ] = "float32",
     mode: Annotated[str, typer.Option(help="infer, train or both.")] = "infer",
-    memory: Annotated[
-        str | None, typer.Option(help="kept or returned; by default kept, where the system can.")
-    ] = None,
+    memory: MemoryOption = None,
     limit: Annotated[float, typer.Option(min=0.1, help="Seconds for each, at most.")] = 20.0,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Keep results; go on from them.")
@@ -123,12 +129,9 @@ def kind_of_memory(name: str | None) -> Memory | None:
     """
     from isovit.backends.memory import Memory
 
-    for known in get_args(Memory):
-        if name == known:
-            return known
-    if name is not None:
+    if name is not None and name not in get_args(Memory):
         raise InputError(f"--memory {name!r}: wanted {' or '.join(get_args(Memory))}")
-    return None
+    return cast("Memory | None", name)
 
 
 def split(text: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, cast
 import typer
 
 from isovit.cli.bench import check_model, keeper, kind_of_memory, numbers, split
-from isovit.cli.output import JsonOption, SetOption, print_json, progress
+from isovit.cli.output import JsonOption, MemoryOption, SetOption, print_json, progress
 from isovit.errors import InputError
 
 
@@ -28,9 +28,7 @@ def command(
         str | None, typer.Option(metavar="N,N…", help="Images at a time; by the objective.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, float64 or bfloat16.")] = "float32",
-    memory: Annotated[
-        str | None, typer.Option(help="kept or returned; by default kept, where the system can.")
-    ] = None,
+    memory: MemoryOption = None,
     limit: Annotated[float, typer.Option(min=0.1, help="Seconds for each, at most.")] = 6.0,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="A page with plots and all figures.")

@@ -16,6 +16,9 @@ SetOption = Annotated[
     typer.Option("--set", metavar="FIELD=VALUE", help="Change a config field; nested by dots."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+MemoryOption = Annotated[
+    str | None, typer.Option(help="kept or returned; by default kept, where the system can.")
+]
 
 
 def print_json(data: object) -> None:
