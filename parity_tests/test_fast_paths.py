@@ -121,6 +121,19 @@ def test_a_convolution_without_its_bias_is_seen(
         assert_traces_agree(backend.trace(case, "float32"), reference(case), "float32")
 
 
+def test_keras_lays_a_kernel_as_its_product_reads_it(backend: Subject) -> None:
+    if backend.name != "keras:torch":
+        pytest.skip("concerns Keras on torch only")
+    case = EXAMPLES["vit_timm"]
+    model = backend.build(case)
+    backend.runtime.write(model, case.weights)
+    kernels = [v for v in model.trainable_variables if v.path.endswith("fc1/kernel")]
+    assert len(kernels) == 2
+    for kernel in kernels:
+        assert kernel.value.t().is_contiguous()
+        assert not kernel.value.is_contiguous()
+
+
 def count_convolutions(products: Any, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Gets an item for every product that asks and is to be a convolution."""
     asked: list[bool] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from isovit.backends import get_backend
 from isovit.backends.devices import worker_environment
+from isovit.benchmarks import device as machine
 from isovit.benchmarks import driver, worker
 from isovit.benchmarks.device import tpus
 from isovit.benchmarks.records import Case
@@ -181,6 +183,27 @@ def test_the_chips_of_a_tpu_are_found_on_the_bus(tmp_path: Path) -> None:
         (tmp_path / slot / "device").write_text(f"{device}\n", encoding="utf-8")
     assert tpus(tmp_path) == ["TPU v5e", "TPU v5e"]
     assert tpus(tmp_path / "absent") == []
+
+
+CPU = "model\t\t: 17\nmodel name\t: AMD EPYC\ncpu family\t: 25\nflags\t\t: fpu avx2 avx512f\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (CPU, "AMD EPYC (family 25, model 17, AVX-512)"),
+        (CPU.replace(" avx512f", ""), "AMD EPYC (family 25, model 17, AVX2)"),
+        ("model name\t: BCM2835\n\nmodel name\t: other\n", "BCM2835"),
+    ],
+)
+def test_generations_of_a_processor_have_different_names(
+    text: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    assert machine.facts()["processor"] == name
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "absent")
+    assert machine.facts()["processor"] == (platform.processor() or platform.machine())
 
 
 @pytest.mark.parametrize("family", CONFIGS)

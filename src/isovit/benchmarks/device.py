@@ -8,6 +8,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+CPUINFO = Path("/proc/cpuinfo")
+VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}
+"""Flags of a processor to the vectors that it multiplies, widest first."""
+
 GOOGLE = "0x1ae0"
 TPU_CHIPS = {
     "0x0027": "v3",
@@ -24,7 +28,7 @@ def facts() -> dict[str, Any]:
     """Processor, cores, clock, memory, accelerators, system and Python."""
     affinity = getattr(os, "sched_getaffinity", None)
     return {
-        "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "processor": _processor(),
         "cores": len(affinity(0)) if affinity else os.cpu_count(),
         "clock_mhz": round(float(_cpuinfo("cpu MHz") or 0)) or None,
         "memory_bytes": _memory(),
@@ -35,13 +39,26 @@ def facts() -> dict[str, Any]:
     }
 
 
+def _processor() -> str:
+    """Its name, and what tells generations apart where a virtual machine says the maker alone."""
+    name = _cpuinfo("model name")
+    if name is None:
+        return platform.processor() or platform.machine()
+    family, model = _cpuinfo("cpu family"), _cpuinfo("model")
+    told = [f"family {family}", f"model {model}"] if family and model else []
+    flags = (_cpuinfo("flags") or "").split()
+    told += [width for flag, width in VECTORS.items() if flag in flags][:1]
+    return f"{name} ({', '.join(told)})" if told else name
+
+
 def _cpuinfo(key: str) -> str | None:
     """The first value of a key in /proc/cpuinfo; None elsewhere than on Linux."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), None)
+    pairs = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in pairs if name.strip() == key), None)
 
 
 def _memory() -> int | None:

@@ -65,6 +65,12 @@ class Linear(keras.layers.Dense):
     slow on some processors. Measured in docs/decisions/fast-paths.md.
     """
 
+    def build(self, input_shape: Shape) -> None:
+        super().build(input_shape)
+        if keras.backend.backend() == "torch":  # whose products read Wᵀ, row by row
+            kernel = self.kernel.value
+            kernel.data = kernel.data.t().contiguous().t()
+
     def call(
         self, inputs: Float[Tensor, "... dim"], training: bool | None = None
     ) -> Float[Tensor, "... dim_out"]:
