@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -67,3 +69,26 @@ def test_a_model_with_one_head_says_so(backend: Subject, example: str) -> None:
     case = EXAMPLES[example]
     with pytest.raises(InputError, match="dist_head=False: the model has one head"):
         backend.build(case).forward_heads(backend.tensor(case.images))
+
+
+@pytest.mark.parametrize("shape", [(300, 500), (3, 3, 20, 40), (5, 5, 600, 1)])
+def test_kernels_of_keras_begin_as_its_own_do(backend: Subject, shape: tuple[int, ...]) -> None:
+    if backend.framework != "keras":
+        pytest.skip("concerns Keras only")
+    import keras
+
+    layers = backend.module("layers")
+
+    def drawn(initializer: Any) -> np.ndarray:
+        return backend.array(initializer(shape, dtype="float32"))
+
+    keras.utils.set_random_seed(0)
+    found, another = drawn(layers.glorot()), drawn(layers.glorot())
+    wanted = drawn(keras.initializers.GlorotUniform())
+    assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+    assert not np.array_equal(found, another)
+    for moment in (np.std, np.max, lambda array: -np.min(array)):
+        np.testing.assert_allclose(moment(found), moment(wanted), rtol=0.02)
+    assert abs(found.mean()) < 0.05 * found.max()
+    keras.utils.set_random_seed(0)
+    np.testing.assert_array_equal(drawn(layers.glorot()), found)

@@ -64,7 +64,10 @@ def write(model: Model, weights: Weights) -> None:
     """See ``Backend.write``."""
     native = to_native(_params(model), weights, LAYOUT)
     for name, variable in _variables(model).items():
-        variable.assign(np.array(native[name]))  # a copy: JAX may keep the caller's own memory
+        # A copy, as JAX may keep the caller's own memory; in the variable's dtype where NumPy has
+        # it, as JAX would compile a conversion for every shape.
+        kind = None if variable.dtype == "bfloat16" else variable.dtype
+        variable.assign(np.array(native[name], kind))
 
 
 def forward(model: Model, images: np.ndarray, others: Others = NO_OTHERS) -> np.ndarray:

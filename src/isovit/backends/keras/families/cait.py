@@ -20,6 +20,7 @@ from isovit.backends.keras.layers import (
     SpecModel,
     Tensor,
     attention,
+    glorot,
     layer_norm,
     split_heads,
 )
@@ -40,9 +41,7 @@ class MixHeads(keras.layers.Layer):
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         heads = input_shape[1]
-        self.kernel = self.add_weight(
-            shape=(heads, heads), initializer="glorot_uniform", name="kernel"
-        )
+        self.kernel = self.add_weight(shape=(heads, heads), initializer=glorot(), name="kernel")
         self.bias = (
             self.add_weight(
                 shape=(heads,), initializer="zeros", trainable=self.bias_trains, name="bias"

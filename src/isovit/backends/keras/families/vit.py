@@ -17,6 +17,7 @@ from isovit.backends.keras.layers import (
     SpecModel,
     Tensor,
     constant,
+    glorot,
     layer_norm,
     pool,
 )
@@ -47,6 +48,7 @@ class ConvPatchEmbed(keras.layers.Layer):
             padding="valid",
             data_format="channels_last",
             use_bias=True,
+            kernel_initializer=glorot(),
             name="proj",
             dtype=self.dtype_policy,
         )

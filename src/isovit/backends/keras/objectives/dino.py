@@ -11,7 +11,15 @@ from jaxtyping import Float
 from keras import ops
 
 from isovit.backends import model_class
-from isovit.backends.keras.layers import ACTIVATIONS, DType, Linear, SpecModel, Tensor, resample
+from isovit.backends.keras.layers import (
+    ACTIVATIONS,
+    DType,
+    Linear,
+    SpecModel,
+    Tensor,
+    glorot,
+    resample,
+)
 from isovit.spec.config import Config
 from isovit.spec.objectives.dino import DINOConfig
 from isovit.spec.resample import dino_bicubic
@@ -43,7 +51,7 @@ class WeightNormLinear(keras.layers.Layer):
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.kernel = self.add_weight(
-            shape=(input_shape[-1], self.dim_out), initializer="glorot_uniform", name="kernel"
+            shape=(input_shape[-1], self.dim_out), initializer=glorot(), name="kernel"
         )
         self.gain = self.add_weight(
             shape=(self.dim_out,), initializer="ones", trainable=self.gain_trains, name="gain"
