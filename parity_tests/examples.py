@@ -54,6 +54,12 @@ def require_usual(backend: Subject, example: str) -> None:
         pytest.skip("on its other engines; HYPOTHESIS_PROFILE=nightly runs it on JAX")
 
 
+def require_first(backend: Subject, example: str) -> None:
+    """Skip all but an example of each family where JAX compiles each for the dtype alone."""
+    if backend.name in ("flax", "keras:jax") and example not in FIRST and not NIGHTLY:
+        pytest.skip("in its other dtype; HYPOTHESIS_PROFILE=nightly runs it in float32 too")
+
+
 @cache
 def traced(backend: Subject, example: str, dtype: str) -> dict[str, np.ndarray]:
     """Every activation of an example, computed once for all tests."""

@@ -1,8 +1,9 @@
 """A model over eight devices and over one.
 
-``python -m parity_tests.sharded BACKEND FAMILY DTYPE RESULT.npz``, which ``test_sharding`` starts.
-The devices are the host's own, which JAX divides when it starts: hence a process of its own. The
-batch lies over all of them, or over four pairs that divide heads and hidden layers among the two.
+``python -m parity_tests.sharded BACKEND DTYPE``, which ``test_sharding`` starts and asks for one
+family after the other. The devices are the host's own, which JAX divides when it starts: hence a
+process of its own. The batch lies over all of them, or over four pairs that divide heads and hidden
+layers among the two.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from isovit.backends import get_backend
 from isovit.parity.job import draw_inputs
 from isovit.spec.config import Config
 from isovit.spec.initialize import probe
+from parity_tests.apart import Results, answer
 
 DEVICES = 8
 LABELS = np.arange(DEVICES, dtype=np.int32) % 5
@@ -30,8 +32,6 @@ BETA1 = 0.9
 COLUMNS = r".*blocks[._]\d+[./].*(attn[./]qkv|mlp[./]fc1)[./]kernel"
 COLUMN_BIASES = r".*blocks[._]\d+[./].*(attn[./]qkv|mlp[./]fc1)[./]bias"
 ROWS = r".*blocks[._]\d+[./].*(attn[./]proj|mlp[./]fc2)[./]kernel"
-
-Results = dict[str, np.ndarray]
 
 
 def misplaced(array: jax.Array) -> jax.Array:
@@ -174,15 +174,19 @@ def placed(name: str, config: Config) -> int:
     return output.device.id
 
 
-def main() -> None:
-    """Run everything and write it down."""
-    name, family, dtype, target = sys.argv[1:]
-    assert jax.device_count() == DEVICES, "start it with XLA_FLAGS as test_sharding does"
-    get_backend(name).exact_arithmetic()
+def found_of(family: str) -> Results:
+    """What is found of a family's model."""
+    name, dtype = sys.argv[1:]
     config = import_module(f"parity_tests.families.{family}").SHARDED
     run = run_flax if name == "flax" else run_keras
-    results: Results = {"placed": np.array(placed(name, config))}
-    np.savez(target, allow_pickle=False, **results, **run(config, dtype))
+    return {"placed": np.array(placed(name, config)), **run(config, dtype)}
+
+
+def main() -> None:
+    """Answer for one family after the other."""
+    assert jax.device_count() == DEVICES, "start it with XLA_FLAGS as test_sharding does"
+    get_backend(sys.argv[1]).exact_arithmetic()
+    answer(found_of)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 
 from isovit.parity.budgets import LIMITS
 from isovit.parity.compare import error
 from isovit.spec.families import FAMILIES
 from parity_tests.agreement import assert_agree
-from parity_tests.apart import Results, results_of
+from parity_tests.apart import Results, process_of
 from parity_tests.compiling import XLA_FLAGS
 from parity_tests.examples import NIGHTLY
 from parity_tests.subject import Subject
@@ -26,20 +28,29 @@ ENVIRONMENT = {
 }
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def results(
-    backend: Subject, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Results:
-    """What a process with eight devices found of a family."""
+@pytest.fixture(scope="module")
+def eight_devices(
+    backend: Subject, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Results]]:
+    """A process that has them: gives what it finds of a family."""
     if backend.name not in DTYPES:
         pytest.skip("concerns JAX only")
+    settings = {"folder": tmp_path_factory.mktemp("sharded"), "environment": ENVIRONMENT}
+    arguments = (backend.name, DTYPES[backend.name])
+    with process_of("parity_tests.sharded", *arguments, **settings) as find:
+        yield find
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def results(
+    backend: Subject, eight_devices: Callable[[str], Results], request: pytest.FixtureRequest
+) -> Results:
+    """What was found of a family."""
     if backend.name == "keras:jax" and request.param not in KERAS and not NIGHTLY:
         pytest.skip(
             "Keras lays out every model by the same lines: HYPOTHESIS_PROFILE=nightly runs it"
         )
-    target = tmp_path_factory.mktemp("sharded") / "results.npz"
-    arguments = (backend.name, request.param, DTYPES[backend.name])
-    return results_of("parity_tests.sharded", *arguments, target=target, environment=ENVIRONMENT)
+    return eight_devices(request.param)
 
 
 @pytest.mark.parametrize("kind", ["data", "model"])

@@ -9,13 +9,14 @@ import pytest
 from isovit.parity.budgets import LIMITS
 from isovit.parity.compare import error
 from parity_tests.agreement import assert_outputs_agree
-from parity_tests.apart import Results, results_of
+from parity_tests.apart import Results, process_of
 from parity_tests.examples import EXAMPLES
 from parity_tests.lowering import NAMES, PLATFORMS, faults
 from parity_tests.subject import Subject
 
 pytestmark = pytest.mark.slow
 
+ENVIRONMENT = {"JAX_ENABLE_X64": "0"}
 MODELS = ("vit_timm", "t2t_performer")
 
 
@@ -26,10 +27,9 @@ def results(backend: Subject, tmp_path_factory: pytest.TempPathFactory) -> Resul
         pytest.skip("concerns torch only")
     if find_spec("torchax") is None:
         pytest.skip("torchax has an environment of its own: nox -s torchax")
-    target = tmp_path_factory.mktemp("torchax") / "results.npz"
-    return results_of(
-        "parity_tests.through_torchax", target=target, environment={"JAX_ENABLE_X64": "0"}
-    )
+    settings = {"folder": tmp_path_factory.mktemp("torchax"), "environment": ENVIRONMENT}
+    with process_of("parity_tests.through_torchax", **settings) as find:
+        return find("everything")
 
 
 @pytest.mark.parametrize("dtype", LIMITS)

@@ -1,17 +1,17 @@
-"""PyTorch models on JAX by torchax: ``python -m parity_tests.through_torchax RESULT.npz``.
+"""PyTorch models on JAX by torchax: ``python -m parity_tests.through_torchax``.
 
 torchax changes torch for the whole process (torch.compile is lost): hence a process of its own.
 """
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import jax
 import numpy as np
 
 from isovit.backends.torch import on_jax, runtime
+from parity_tests.apart import Results, answer
 from parity_tests.examples import EXAMPLES
 from parity_tests.lowering import PLATFORMS
 from parity_tests.strategies import Case
@@ -52,17 +52,16 @@ def run(case: Case, dtype: str) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Run everything and write it down."""
-    (target,) = sys.argv[1:]
+def everything(_: str) -> Results:
+    """What is found of all models in all dtypes."""
     runtime.exact_arithmetic()
     results: dict[str, Any] = {}
     for dtype in ("bfloat16", "float32", "float64"):  # the last makes the process a 64-bit one
         for name in ("vit_timm", "t2t_performer"):
             for key, value in run(EXAMPLES[name], dtype).items():
                 results[f"{name} {dtype} {key}"] = np.asarray(value)
-    np.savez(target, allow_pickle=False, **results)
+    return results
 
 
 if __name__ == "__main__":
-    main()
+    answer(everything)
