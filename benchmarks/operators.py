@@ -41,6 +41,7 @@ def by_torch(model: str, backend_name: str, batch: int, steps: int) -> Times:
     """A model of torch, or of Keras on it."""
     from torch.profiler import ProfilerActivity, profile
 
+    isovit.keep_memory()  # as isovit bench measures
     config, backend = isovit.config(model), get_backend(backend_name)
     built = backend.build(config, isovit.init(config, seed=0), device="cpu")
     images = backend.put(built, draw_inputs(config, batch, seed=0)[0])

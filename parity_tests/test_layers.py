@@ -77,13 +77,13 @@ def test_kernels_of_keras_begin_as_its_own_do(backend: Subject, shape: tuple[int
         pytest.skip("concerns Keras only")
     import keras
 
-    layers = backend.module("layers")
+    initializers = backend.module("initializers")
 
     def drawn(initializer: Any) -> np.ndarray:
         return backend.array(initializer(shape, dtype="float32"))
 
     keras.utils.set_random_seed(0)
-    found, another = drawn(layers.glorot()), drawn(layers.glorot())
+    found, another = drawn(initializers.glorot()), drawn(initializers.glorot())
     wanted = drawn(keras.initializers.GlorotUniform())
     assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
     assert not np.array_equal(found, another)
@@ -91,4 +91,4 @@ def test_kernels_of_keras_begin_as_its_own_do(backend: Subject, shape: tuple[int
         np.testing.assert_allclose(moment(found), moment(wanted), rtol=0.02)
     assert abs(found.mean()) < 0.05 * found.max()
     keras.utils.set_random_seed(0)
-    np.testing.assert_array_equal(drawn(layers.glorot()), found)
+    np.testing.assert_array_equal(drawn(initializers.glorot()), found)

@@ -8,7 +8,6 @@ path of a parameter follows from its canonical path on every engine.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -18,6 +17,7 @@ from jaxtyping import Float
 from keras import ops
 
 from isovit.backends import exporting
+from isovit.backends.keras.initializers import glorot
 from isovit.spec.blocks import BlockConfig, TransformerConfig
 from isovit.spec.config import config_from_dict
 
@@ -56,26 +56,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": quick_gelu,
     "hardswish": hardswish,
 }
-
-
-class _Glorot(keras.initializers.GlorotUniform):
-    """Uniform between ±√(6 / (inputs + outputs)); Glorot & Bengio 2010, eq. 16.
-
-    Keras's own draws by the engine, and JAX compiles that for every shape: 2 s for ``t2t_vit_14``.
-    """
-
-    def __call__(self, shape: tuple[int, ...], dtype: str | None = None) -> Tensor:
-        *window, dim, dim_out = shape
-        limit = math.sqrt(6.0 / (math.prod(window) * (dim + dim_out)))
-        seed: Any = self.seed  # a number: none was given
-        drawn = np.random.default_rng(seed).uniform(-limit, limit, shape)
-        kind = dtype if dtype in ("float32", "float64") else "float32"  # NumPy has no bfloat16
-        return ops.convert_to_tensor(drawn.astype(kind), dtype=dtype)
-
-
-def glorot() -> Any:
-    """Initialiser of one kernel."""
-    return _Glorot()
 
 
 class Linear(keras.layers.Dense):

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from keras import ops
 
 from isovit.backends.keras.families.vit import PATCH_EMBEDS
+from isovit.backends.keras.initializers import glorot
 from isovit.backends.keras.layers import (
     Block,
     DType,
@@ -20,7 +21,6 @@ from isovit.backends.keras.layers import (
     SpecModel,
     Tensor,
     attention,
-    glorot,
     layer_norm,
     split_heads,
 )

@@ -10,6 +10,7 @@ import keras
 from jaxtyping import Float
 from keras import ops
 
+from isovit.backends.keras.initializers import glorot
 from isovit.backends.keras.layers import (
     Block,
     DType,
@@ -17,7 +18,6 @@ from isovit.backends.keras.layers import (
     SpecModel,
     Tensor,
     constant,
-    glorot,
     layer_norm,
     pool,
 )

@@ -11,13 +11,13 @@ from jaxtyping import Float
 from keras import ops
 
 from isovit.backends import model_class
+from isovit.backends.keras.initializers import glorot
 from isovit.backends.keras.layers import (
     ACTIVATIONS,
     DType,
     Linear,
     SpecModel,
     Tensor,
-    glorot,
     resample,
 )
 from isovit.spec.config import Config
