@@ -427,7 +427,8 @@ def main() -> None:
     command = shlex.join(["python", "benchmarks/peers.py", *sys.argv[1:]])
     run = Run(command=command, started=now, device=facts())
     if options.out and options.out.exists():  # other models, or the other mode, of an earlier call
-        run.records = load_run(options.out).records
+        earlier = load_run(options.out)
+        run.command, run.records = f"{earlier.command}; {command}", earlier.records
     keep = keeper(options.out)
     batch, mode, rounds = options.batch, options.mode, options.rounds
     compare(run, options.models, batch, mode, rounds, chosen, kinds, keep)
