@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -40,8 +39,7 @@ from isovit.backends import get_backend, quiet
 from isovit.backends.devices import worker_environment
 from isovit.backends.memory import Memory, can_keep_memory, usual_memory
 from isovit.benchmarks import worker
-from isovit.benchmarks.device import facts
-from isovit.benchmarks.driver import LIBRARIES, WAYS, installed
+from isovit.benchmarks.driver import LIBRARIES, WAYS, installed, start
 from isovit.benchmarks.measure import summary
 from isovit.benchmarks.records import (
     Beside,
@@ -52,9 +50,9 @@ from isovit.benchmarks.records import (
     Result,
     Run,
     Timing,
-    load_run,
 )
 from isovit.cli.bench import keeper
+from isovit.errors import InputError
 from isovit.parity.budgets import LIMITS
 from isovit.parity.compare import error
 from isovit.parity.job import draw_inputs
@@ -423,12 +421,11 @@ def main() -> None:
     kinds = options.memory.split(",")
     if not set(kinds) <= set(get_args(Memory)):
         parser.error(f"--memory {options.memory}: wanted {', '.join(get_args(Memory))} or both")
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    command = shlex.join(["python", "benchmarks/peers.py", *sys.argv[1:]])
-    run = Run(command=command, started=now, device=facts())
-    if options.out and options.out.exists():  # other models, or the other mode, of an earlier call
-        earlier = load_run(options.out)
-        run.command, run.records = f"{earlier.command}; {command}", earlier.records
+    try:  # other models, or the other mode, may be there of an earlier call
+        run = start(options.out, "python benchmarks/peers.py")
+    except InputError as error:
+        parser.error(str(error))
+    run.started = datetime.now(UTC).isoformat(timespec="seconds")
     keep = keeper(options.out)
     batch, mode, rounds = options.batch, options.mode, options.rounds
     compare(run, options.models, batch, mode, rounds, chosen, kinds, keep)

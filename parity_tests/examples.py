@@ -50,14 +50,19 @@ def require_usual(backend: Subject, example: str) -> None:
 
     JAX compiles each of them, and takes as long for these as for all else of a suite.
     """
-    if backend.name == "keras:jax" and example not in FIRST and not NIGHTLY:
-        pytest.skip("on its other engines; HYPOTHESIS_PROFILE=nightly runs it on JAX")
+    if backend.name == "keras:jax":
+        _require_first(example, "on its other engines; HYPOTHESIS_PROFILE=nightly runs it on JAX")
 
 
 def require_first(backend: Subject, example: str) -> None:
     """Skip all but an example of each family where JAX compiles each for the dtype alone."""
-    if backend.name in ("flax", "keras:jax") and example not in FIRST and not NIGHTLY:
-        pytest.skip("in its other dtype; HYPOTHESIS_PROFILE=nightly runs it in float32 too")
+    if backend.name in ("flax", "keras:jax"):
+        _require_first(example, "in its other dtype; HYPOTHESIS_PROFILE=nightly runs it in both")
+
+
+def _require_first(example: str, where: str) -> None:
+    if example not in FIRST and not NIGHTLY:
+        pytest.skip(where)
 
 
 @cache

@@ -172,13 +172,17 @@ def installed() -> list[str]:
     return found
 
 
-def start(path: Path | None) -> Run:
+def start(path: Path | None, program: str = "isovit") -> Run:
     """The run that a file holds, to be continued, or a new one; it has the commands of both.
+
+    Args:
+        path: of the file; it need not be there.
+        program: what is run, as a user writes it before its arguments.
 
     Raises:
         InputError: if the file is of another machine.
     """
-    here, command = facts(), shlex.join(["isovit", *sys.argv[1:]])
+    here, command = facts(), shlex.join([*program.split(), *sys.argv[1:]])
     if path is not None and path.exists():
         run = load_run(path)
         if not same_device(run.device, here):
