@@ -1,7 +1,8 @@
-"""Products of matrices in torch: of the torch models, and of Keras's on that engine."""
+"""Products of matrices, and attention, in torch: of its models, and of Keras's on that engine."""
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -24,8 +25,48 @@ def linear(
     if not _convolves(x):
         return F.linear(x, weight, bias)
     pixels = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, dim, tokens, 1)
-    y = F.conv2d(pixels, weight[:, :, None, None], bias)
+    # Its strides say channels last: a compiled graph forgets those of the pixels, and transposes.
+    kernel = weight[:, None, None, :].permute(0, 3, 1, 2)  # (dim_out, dim, 1, 1)
+    y = F.conv2d(pixels, kernel, bias)
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+
+
+ROWS = 1024
+"""Queries whose weights are in memory at a time, where attention is multiplied here."""
+
+LONG = 512
+"""Queries and tokens from which on it is."""
+
+
+def attention(
+    q: Float[Tensor, "*batch queries dim"],
+    k: Float[Tensor, "*batch tokens dim"],
+    v: Float[Tensor, "*batch tokens dim"],
+    scale: float,
+    dropout_rate: float = 0.0,
+) -> Float[Tensor, "*batch queries dim"]:
+    """softmax(q·kᵀ · scale)·v, with dropout of the weights; arXiv:1706.03762, eq. 1.
+
+    By torch's operator, which has a few rows of weights in memory at a time and multiplies by MKL.
+    Where that is slow, long sequences are multiplied by ``linear``, the rows of one head after
+    another; not for a gradient, which would keep all weights.
+    """
+    if dropout_rate > 0.0 or not _by_rows(q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_rate, scale=scale)
+    y = q.new_empty(*q.shape[:-1], v.shape[-1])
+    for head in product(*map(range, q.shape[:-2])):
+        values = v[head].mT.contiguous()  # (dim, tokens)
+        for start in range(0, q.shape[-2], ROWS):
+            rows = (*head, slice(start, start + ROWS))
+            weights = torch.softmax(linear(q[rows] * scale, k[head], None), dim=-1)
+            y[rows] = linear(weights, values, None)
+    return y
+
+
+def _by_rows(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether attention is faster by ``linear``; a compiled graph would have each row apart."""
+    long = min(q.shape[-2], k.shape[-2]) >= LONG and not torch.compiler.is_compiling()
+    return long and _convolves(q) and not any(x.requires_grad for x in (q, k, v))
 
 
 def _convolves(x: Tensor) -> bool:

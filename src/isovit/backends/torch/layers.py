@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from isovit.backends.products import linear
+from isovit.backends import products
 from isovit.spec.blocks import BlockConfig, TransformerConfig
 
 
@@ -34,7 +34,7 @@ class Linear(nn.Linear):
     """x·Wᵀ + b, by the library that is fast on this processor; see ``products``."""
 
     def forward(self, input: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim_out"]:
-        return linear(input, self.weight, self.bias)
+        return products.linear(input, self.weight, self.bias)
 
 
 class Conv(nn.Conv2d):
@@ -99,7 +99,7 @@ def attention(
         return dropout(torch.softmax((q * scale) @ k.mT, dim=-1)) @ v
     # A few rows of weights at a time: they are never whole in memory.
     rate = dropout.p if dropout.training else 0.0
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=rate, scale=scale)
+    return products.attention(q, k, v, scale, rate)
 
 
 class DropPath(nn.Module):

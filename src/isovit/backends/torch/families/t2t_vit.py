@@ -24,9 +24,14 @@ def soft_split(
     x: Float[Tensor, "batch rows columns dim"], split: SoftSplit
 ) -> Float[Tensor, "batch tokens patch"]:
     """Overlapping patches, each flattened as (channel, height, width); section 3.1, eq. 3."""
-    x = x.permute(0, 3, 1, 2)  # (batch, dim, rows, columns)
-    x = F.unfold(x, split.kernel, stride=split.stride, padding=split.padding)
-    return x.mT  # (batch, tokens, dim * kernel * kernel)
+    kernel, stride, padding = split
+    rows, columns = split.output(x.shape[1]), split.output(x.shape[2])
+    x = F.pad(x, (0, 0, padding, padding, padding, padding))
+    shifts = [x[:, i : i + stride * rows : stride] for i in range(kernel)]
+    x = torch.stack(shifts, dim=-1)  # (batch, rows, width, dim, kernel)
+    shifts = [x[:, :, j : j + stride * columns : stride] for j in range(kernel)]
+    x = torch.stack(shifts, dim=-1)  # (batch, rows, columns, dim, kernel, kernel)
+    return x.reshape(x.shape[0], rows * columns, -1)  # (batch, tokens, dim * kernel * kernel)
 
 
 class TokenPerformer(nn.Module):
