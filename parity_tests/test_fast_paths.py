@@ -36,7 +36,7 @@ def rows(backend: Subject, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, .
     """Four rows at a time; collects the shapes of the scores."""
     layers = backend.module("layers")
     if backend.name in ("torch", "keras:torch"):
-        pytest.skip("torch has an operator of its own for it")
+        pytest.skip("torch has an operator of its own for it; see below")
     seen: list[tuple[int, ...]] = []
     whole = layers.softmax_product
 
@@ -121,6 +121,73 @@ def test_a_convolution_without_its_bias_is_seen(
         assert_traces_agree(backend.trace(case, "float32"), reference(case), "float32")
 
 
+def test_the_kernel_of_a_convolution_says_channels_last(
+    backend: Subject, products: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else ``torch.compile``, which forgets the strides of the pixels, transposes each product."""
+    monkeypatch.setattr(products, "MKL_IS_SLOW", True)
+    convolve, strides = products.F.conv2d, []
+
+    def watched(x: Any, kernel: Any, bias: Any) -> Any:
+        strides.append((kernel.shape[1], kernel.stride()))
+        return convolve(x, kernel, bias)
+
+    monkeypatch.setattr(products.F, "conv2d", watched)
+    backend.trace(EXAMPLES["t2t_full"], "float32")
+    assert strides
+    assert all(stride == (dim, 1, dim, dim) for dim, stride in strides), strides
+
+
+# Attention in torch, long sequences by its products
+
+
+@pytest.fixture
+def long(products: Any, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Every sequence is long, and four rows at a time; collects what was decided."""
+    decided: list[bool] = []
+    decide = products._by_rows
+
+    def watched(*qkv: Any) -> bool:
+        decided.append(decide(*qkv))
+        return decided[-1]
+
+    monkeypatch.setattr(products, "_by_rows", watched)
+    monkeypatch.setattr(products, "_convolves", lambda _: True)  # float64 too
+    monkeypatch.setattr(products, "LONG", 2)
+    monkeypatch.setattr(products, "ROWS", 4)
+    return decided
+
+
+@pytest.mark.parametrize("example", WITH_ATTENTION)
+def test_attention_by_rows_is_attention(backend: Subject, long: list[bool], example: str) -> None:
+    case = EXAMPLES[example]
+    assert_traces_agree(backend.trace(case), reference(case))
+    assert long
+    assert all(long)
+
+
+def test_attention_for_a_gradient_keeps_no_weights(backend: Subject, long: list[bool]) -> None:
+    case = EXAMPLES["t2t_transformer"]
+    wanted = Subject("torch", get_backend("torch")).gradients(case)
+    assert_agree(gradients(backend.gradients(case)), gradients(wanted), "gradient")
+    assert long
+    assert not any(long)
+
+
+def test_rows_of_attention_that_do_not_sum_to_one_are_seen(
+    backend: Subject, products: Any, long: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    softmax = products.torch.softmax
+    monkeypatch.setattr(products.torch, "softmax", lambda x, dim: 1.01 * softmax(x, dim=dim))
+    case = EXAMPLES["t2t_transformer"]
+    with pytest.raises(AssertionError, match="activation beyond 1e-12"):
+        assert_traces_agree(backend.trace(case), reference(case))
+    assert all(long)
+
+
+# Keras on torch, where calls and layouts cost time
+
+
 def test_keras_lays_a_kernel_as_its_product_reads_it(backend: Subject) -> None:
     if backend.name != "keras:torch":
         pytest.skip("concerns Keras on torch only")
@@ -132,6 +199,29 @@ def test_keras_lays_a_kernel_as_its_product_reads_it(backend: Subject) -> None:
     for kernel in kernels:
         assert kernel.value.t().is_contiguous()
         assert not kernel.value.is_contiguous()
+
+
+def test_keras_calls_no_layer_that_does_nothing(
+    backend: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not backend.name.startswith("keras"):
+        pytest.skip("concerns Keras only")
+    import keras
+
+    called: list[str] = []
+    call = keras.layers.Layer.__call__
+
+    def watched(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        called.append(type(layer).__name__)
+        return call(layer, *args, **kwargs)
+
+    case = EXAMPLES["vit_timm"]
+    model = backend.build(case)
+    assert all(layer.built for layer in model._flatten_layers())  # else training builds each step
+    monkeypatch.setattr(keras.layers.Layer, "__call__", watched)
+    backend.runtime.forward(model, case.images)
+    assert "Linear" in called
+    assert not {"Dropout", "DropPath", "Identity"} & set(called)
 
 
 def count_convolutions(products: Any, monkeypatch: pytest.MonkeyPatch) -> list[bool]:

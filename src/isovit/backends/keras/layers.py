@@ -17,6 +17,7 @@ from jaxtyping import Float
 from keras import ops
 
 from isovit.backends import exporting
+from isovit.backends.keras.idle import Dropout, Identity, Idle
 from isovit.backends.keras.initializers import glorot
 from isovit.spec.blocks import BlockConfig, TransformerConfig
 from isovit.spec.config import config_from_dict
@@ -81,11 +82,11 @@ class Linear(keras.layers.Dense):
         self, inputs: Float[Tensor, "... dim"], training: bool | None = None
     ) -> Float[Tensor, "... dim_out"]:
         if keras.backend.backend() == "torch":
-            from isovit.backends.products import linear
+            from isovit.backends import products
 
             weight: Tensor = ops.transpose(self.kernel)
             bias: Tensor = None if self.bias is None else ops.convert_to_tensor(self.bias)
-            return linear(inputs, weight, bias)
+            return products.linear(inputs, weight, bias)
         y = super().call(ops.reshape(inputs, (-1, inputs.shape[-1])), training=training)
         return ops.reshape(y, (-1, *inputs.shape[1:-1], self.units))
 
@@ -243,7 +244,7 @@ def attention(
     k: Float[Tensor, "batch heads tokens dim"],
     v: Float[Tensor, "batch heads tokens dim"],
     scale: float,
-    dropout: keras.layers.Dropout,
+    dropout: Dropout,
     training: bool | None,
 ) -> Float[Tensor, "batch heads queries dim"]:
     """softmax(q·kᵀ · scale)·v, with dropout of the weights; arXiv:1706.03762, eq. 1."""
@@ -252,8 +253,9 @@ def attention(
         weights = ops.softmax(ops.matmul(q * scale, ops.swapaxes(k, -2, -1)), axis=-1)
         return ops.matmul(dropout(weights, training=training), v)
     if keras.backend.backend() == "torch" and not drops:  # which has an operator for all of it
-        q, k, v = (_tokens_first(x) for x in (q, k, v))
-        return _tokens_first(ops.dot_product_attention(q, k, v, scale=scale))
+        from isovit.backends import products
+
+        return products.attention(q, k, v, scale)
     q, queries = q * scale, q.shape[-2]
     if queries <= ROWS or drops:
         scores = ops.matmul(q, ops.swapaxes(k, -2, -1))
@@ -279,11 +281,6 @@ def softmax_product(
     return ops.matmul(dropout(weights), v) / ops.sum(weights, axis=-1, keepdims=True)
 
 
-def _tokens_first(x: Tensor) -> Tensor:
-    """(batch, heads, tokens, dim) as (batch, tokens, heads, dim), and back."""
-    return ops.swapaxes(x, 1, 2)
-
-
 def _has_accelerator() -> bool:
     return any(not name.startswith("cpu") for name in keras.distribution.list_devices())
 
@@ -300,14 +297,16 @@ def constant(value: np.ndarray) -> Callable[..., Tensor]:
     return lambda shape, dtype=None: ops.convert_to_tensor(value, dtype=dtype)
 
 
-class DropPath(keras.layers.Layer):
+class DropPath(Idle):
     """Stochastic depth: a sample skips the branch with probability ``rate``; arXiv:1603.09382."""
 
     def __init__(self, rate: float, *, name: str, dtype: DType = None) -> None:
         super().__init__(name=name, dtype=dtype)
-        self.dropout = keras.layers.Dropout(
+        self.rate = rate
+        self.dropout = Dropout(
             rate, noise_shape=(None, 1, 1), name="dropout", dtype=self.dtype_policy
         )
+        self.built = True  # else Keras runs a model through symbols before each step of training
 
     def call(
         self, x: Float[Tensor, "batch tokens dim"], training: bool | None = None
@@ -341,15 +340,13 @@ class Attention(keras.layers.Layer):
         self.num_heads, self.head_dim = config.num_heads, config.head_dim
         self.scale = config.attn_scale
         self.qkv = Linear(3 * config.inner_dim, use_bias=config.qkv_bias, name="qkv", dtype=dtype)
-        self.attn_dropout = keras.layers.Dropout(
-            config.attn_dropout_rate, name="attn_dropout", dtype=dtype
-        )
+        self.attn_dropout = Dropout(config.attn_dropout_rate, name="attn_dropout", dtype=dtype)
         self.proj = (
             Linear(config.dim, use_bias=True, name="proj", dtype=dtype)
             if config.attn_proj
             else None
         )
-        self.proj_dropout = keras.layers.Dropout(
+        self.proj_dropout = Dropout(
             config.dropout_rate if config.attn_proj else 0.0, name="proj_dropout", dtype=dtype
         )
 
@@ -390,9 +387,9 @@ class Mlp(keras.layers.Layer):
         self.hidden_dim = hidden_dim
         self.fc1 = Linear(hidden_dim, use_bias=True, name="fc1", dtype=dtype)
         self.activation = ACTIVATIONS[activation]
-        self.dropout1 = keras.layers.Dropout(dropout_rate, name="dropout1", dtype=dtype)
+        self.dropout1 = Dropout(dropout_rate, name="dropout1", dtype=dtype)
         self.fc2 = Linear(dim, use_bias=True, name="fc2", dtype=dtype)
-        self.dropout2 = keras.layers.Dropout(dropout_rate, name="dropout2", dtype=dtype)
+        self.dropout2 = Dropout(dropout_rate, name="dropout2", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.fc1.build(input_shape)
@@ -427,7 +424,7 @@ class Block(keras.layers.Layer):
         self.norm1 = layer_norm(eps, name="norm1", dtype=dtype)
         self.attn = Attention(config, name="attn", dtype=dtype) if attn is None else attn
         self.layer_scale1 = (
-            keras.layers.Identity(name="layer_scale1", dtype=dtype)
+            Identity(name="layer_scale1", dtype=dtype)
             if scale is None
             else LayerScale(scale, name="layer_scale1", dtype=dtype)
         )
@@ -446,7 +443,7 @@ class Block(keras.layers.Layer):
             else mlp
         )
         self.layer_scale2 = (
-            keras.layers.Identity(name="layer_scale2", dtype=dtype)
+            Identity(name="layer_scale2", dtype=dtype)
             if scale is None
             else LayerScale(scale, name="layer_scale2", dtype=dtype)
         )

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from keras import ops
 
 from isovit.backends.keras.families.vit import PATCH_EMBEDS
+from isovit.backends.keras.idle import Dropout, Identity
 from isovit.backends.keras.initializers import glorot
 from isovit.backends.keras.layers import (
     Block,
@@ -75,7 +76,7 @@ class TalkingHeads(keras.layers.Layer):
         self.scale, self.mixed_dropout = config.attn_scale, config.mixed_dropout
         self.proj_l = MixHeads(config, bias_trains=False, name="proj_l", dtype=dtype)
         self.proj_w = MixHeads(config, bias_trains=True, name="proj_w", dtype=dtype)
-        self.dropout = keras.layers.Dropout(dropout_rate, name="dropout", dtype=dtype)
+        self.dropout = Dropout(dropout_rate, name="dropout", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.proj_l.build(input_shape)
@@ -110,9 +111,7 @@ class Attention(keras.layers.Layer):
             config, config.attn_dropout_rate, name="talking_heads", dtype=dtype
         )
         self.proj = Linear(dim, use_bias=True, name="proj", dtype=dtype)
-        self.proj_dropout = keras.layers.Dropout(
-            config.dropout_rate, name="proj_dropout", dtype=dtype
-        )
+        self.proj_dropout = Dropout(config.dropout_rate, name="proj_dropout", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         tokens = input_shape[1]
@@ -147,11 +146,9 @@ class ClassAttention(keras.layers.Layer):
             if config.cls_talking_heads
             else None
         )
-        self.attn_dropout = keras.layers.Dropout(rate, name="attn_dropout", dtype=dtype)
+        self.attn_dropout = Dropout(rate, name="attn_dropout", dtype=dtype)
         self.proj = Linear(dim, use_bias=True, name="proj", dtype=dtype)
-        self.proj_dropout = keras.layers.Dropout(
-            config.cls_dropout_rate, name="proj_dropout", dtype=dtype
-        )
+        self.proj_dropout = Dropout(config.cls_dropout_rate, name="proj_dropout", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         _, tokens, dim = input_shape
@@ -237,7 +234,7 @@ class CaiT(SpecModel):
         self.patch_embed = PATCH_EMBEDS[config.patch_embed](
             config.stem, name="patch_embed", dtype=dtype
         )
-        self.dropout = keras.layers.Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
+        self.dropout = Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
         self.blocks = [
             Block(
                 block, Attention(config, name="attn", dtype=dtype), name=f"blocks_{i}", dtype=dtype
@@ -252,7 +249,7 @@ class CaiT(SpecModel):
         self.head = (
             Linear(config.num_classes, use_bias=True, name="head", dtype=dtype)
             if config.num_classes
-            else keras.layers.Identity(name="head", dtype=dtype)
+            else Identity(name="head", dtype=dtype)
         )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from keras import ops
 
 from isovit.backends.keras.families.vit import PATCH_EMBEDS
+from isovit.backends.keras.idle import Dropout, Identity
 from isovit.backends.keras.layers import (
     ACTIVATIONS,
     Block,
@@ -96,7 +97,7 @@ class BranchEmbed(keras.layers.Layer):
         super().__init__(name=name, dtype=dtype)
         dtype, self.branch = self.dtype_policy, branch
         self.resize = (
-            keras.layers.Identity(name="resize", dtype=dtype)
+            Identity(name="resize", dtype=dtype)
             if branch.scaling == "none"
             else RESIZES[branch.scaling](branch, name="resize", dtype=dtype)
         )
@@ -107,7 +108,7 @@ class BranchEmbed(keras.layers.Layer):
                 config.stem(branch), name="patch_embed", dtype=dtype
             )
         )
-        self.dropout = keras.layers.Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
+        self.dropout = Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         dim, tokens = self.branch.dim, self.branch.tokens
@@ -140,13 +141,9 @@ class CrossAttention(keras.layers.Layer):
         self.scale = fusion.head_dim**-0.5
         self.q = Linear(self.inner_dim, use_bias=bias, name="q", dtype=dtype)
         self.kv = Linear(2 * self.inner_dim, use_bias=bias, name="kv", dtype=dtype)
-        self.attn_dropout = keras.layers.Dropout(
-            config.attn_dropout_rate, name="attn_dropout", dtype=dtype
-        )
+        self.attn_dropout = Dropout(config.attn_dropout_rate, name="attn_dropout", dtype=dtype)
         self.proj = Linear(self.dim, use_bias=True, name="proj", dtype=dtype)
-        self.proj_dropout = keras.layers.Dropout(
-            config.dropout_rate, name="proj_dropout", dtype=dtype
-        )
+        self.proj_dropout = Dropout(config.dropout_rate, name="proj_dropout", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.q.build((None, 1, self.dim))
@@ -217,14 +214,14 @@ class CrossLayer(keras.layers.Layer):
         dtype, self.dim, self.other_dim = self.dtype_policy, fusion.dim, fusion.other_dim
         same = self.dim == self.other_dim
         self.proj_in = (
-            keras.layers.Identity(name="proj_in", dtype=dtype)
+            Identity(name="proj_in", dtype=dtype)
             if same
             else Linear(self.other_dim, use_bias=True, name="proj_in", dtype=dtype)
         )
         self.norm = layer_norm(config.norm_eps, name="norm", dtype=dtype)
         self.attn = CrossAttention(config, fusion, name="attn", dtype=dtype)
         self.proj_out = (
-            keras.layers.Identity(name="proj_out", dtype=dtype)
+            Identity(name="proj_out", dtype=dtype)
             if same
             else Linear(self.dim, use_bias=True, name="proj_out", dtype=dtype)
         )
@@ -298,7 +295,7 @@ class Encoder(keras.layers.Layer):
         self.norm = (
             layer_norm(config.norm_eps, name="norm", dtype=dtype)
             if config.stage_norm
-            else keras.layers.Identity(name="norm", dtype=dtype)
+            else Identity(name="norm", dtype=dtype)
         )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -385,7 +382,7 @@ class CrossViT(SpecModel):
             for s, stage in enumerate(config.stages)
         ]
         self.norm = [layer_norm(config.norm_eps, name=f"norm_{b}", dtype=dtype) for b in range(2)]
-        self.dropout = keras.layers.Dropout(config.head_dropout_rate, name="dropout", dtype=dtype)
+        self.dropout = Dropout(config.head_dropout_rate, name="dropout", dtype=dtype)
         self.head = [
             Linear(classes, use_bias=True, name=f"head_{b}", dtype=dtype)
             for b in range(2 if classes else 0)

@@ -12,6 +12,7 @@ import keras
 from jaxtyping import Float
 from keras import ops
 
+from isovit.backends.keras.idle import Dropout, Identity
 from isovit.backends.keras.layers import (
     BatchNorm,
     Block,
@@ -155,13 +156,9 @@ class Attention(keras.layers.Layer):
         else:
             self.k = project("k", self.inner, stride, of_keys=True)
             self.v = project("v", self.inner, stride, of_keys=False)
-        self.attn_dropout = keras.layers.Dropout(
-            block.attn_dropout_rate, name="attn_dropout", dtype=dtype
-        )
+        self.attn_dropout = Dropout(block.attn_dropout_rate, name="attn_dropout", dtype=dtype)
         self.proj = Linear(stage.dim, use_bias=True, name="proj", dtype=dtype)
-        self.proj_dropout = keras.layers.Dropout(
-            block.dropout_rate, name="proj_dropout", dtype=dtype
-        )
+        self.proj_dropout = Dropout(block.dropout_rate, name="proj_dropout", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         for layer in (self.q, self.kv) if self.one_conv else (self.q, self.k, self.v):
@@ -196,7 +193,7 @@ class Stage(keras.layers.Layer):
         dtype = self.dtype_policy
         self.tokens, self.dim, self.class_token = stage.tokens, stage.dim, stage.class_token
         self.patch_embed = ConvEmbed(config, stage, name="patch_embed", dtype=dtype)
-        self.dropout = keras.layers.Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
+        self.dropout = Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
         self.blocks = [
             Block(
                 block,
@@ -253,12 +250,12 @@ class CvT(SpecModel):
         self.norm = (
             layer_norm(config.norm_eps, name="norm", dtype=dtype)
             if config.final_norm != "none"
-            else keras.layers.Identity(name="norm", dtype=dtype)
+            else Identity(name="norm", dtype=dtype)
         )
         self.head = (
             Linear(config.num_classes, use_bias=True, name="head", dtype=dtype)
             if config.num_classes > 0
-            else keras.layers.Identity(name="head", dtype=dtype)
+            else Identity(name="head", dtype=dtype)
         )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from keras import ops
 
 from isovit.backends.keras.families.vit import PATCH_EMBEDS
+from isovit.backends.keras.idle import Dropout, Identity
 from isovit.backends.keras.layers import (
     BatchNorm,
     Conv,
@@ -96,9 +97,7 @@ class ReAttention(keras.layers.Layer):
         self.num_heads, self.head_dim = block.num_heads, block.head_dim
         self.scale, self.mixed_scale = block.attn_scale, config.re_attention_scale
         self.qkv = Linear(3 * block.inner_dim, use_bias=block.qkv_bias, name="qkv", dtype=dtype)
-        self.attn_dropout = keras.layers.Dropout(
-            block.attn_dropout_rate, name="attn_dropout", dtype=dtype
-        )
+        self.attn_dropout = Dropout(block.attn_dropout_rate, name="attn_dropout", dtype=dtype)
         self.mix = Linear(
             self.num_heads, use_bias=config.re_attention_bias, name="mix", dtype=dtype
         )
@@ -115,7 +114,7 @@ class ReAttention(keras.layers.Layer):
         self.proj = (
             Linear(block.dim, use_bias=True, name="proj", dtype=dtype) if block.attn_proj else None
         )
-        self.proj_dropout = keras.layers.Dropout(
+        self.proj_dropout = Dropout(
             block.dropout_rate if block.attn_proj else 0.0, name="proj_dropout", dtype=dtype
         )
 
@@ -190,7 +189,7 @@ class DeepViT(SpecModel):
             if config.patch_embed == "convs"
             else PATCH_EMBEDS[config.patch_embed](config.stem, name="patch_embed", dtype=dtype)
         )
-        self.dropout = keras.layers.Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
+        self.dropout = Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
         self.blocks = [
             Block(config, index, name=f"blocks_{index}", dtype=dtype)
             for index in range(config.depth)
@@ -199,12 +198,12 @@ class DeepViT(SpecModel):
         self.norm = (
             layer_norm(config.norm_eps, name="norm", dtype=dtype)
             if has_norm
-            else keras.layers.Identity(name="norm", dtype=dtype)
+            else Identity(name="norm", dtype=dtype)
         )
         self.head = (
             Linear(config.num_classes, use_bias=True, name="head", dtype=dtype)
             if has_head
-            else keras.layers.Identity(name="head", dtype=dtype)
+            else Identity(name="head", dtype=dtype)
         )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from keras import ops
 
 from isovit.backends.keras.families.vit import NormLinearNormPatchEmbed
+from isovit.backends.keras.idle import Dropout, Identity
 from isovit.backends.keras.layers import (
     Block,
     DepthwiseConv,
@@ -62,7 +63,7 @@ class Mixer(keras.layers.Layer):
         self.proj = (
             Linear(block.dim, use_bias=True, name="proj", dtype=dtype) if block.attn_proj else None
         )
-        self.proj_dropout = keras.layers.Dropout(
+        self.proj_dropout = Dropout(
             block.dropout_rate if block.attn_proj else 0.0, name="proj_dropout", dtype=dtype
         )
 
@@ -215,7 +216,7 @@ class Transformer(keras.layers.Layer):
         self.norm = (
             layer_norm(config.norm_eps, name="norm", dtype=dtype)
             if config.transformer_norm
-            else keras.layers.Identity(name="norm", dtype=dtype)
+            else Identity(name="norm", dtype=dtype)
         )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -256,7 +257,7 @@ class EfficientViT(SpecModel):
         super().__init__(config, name=name, dtype=dtype)
         dtype = self.dtype_policy
         self.patch_embed = NormLinearNormPatchEmbed(config.stem, name="patch_embed", dtype=dtype)
-        self.dropout = keras.layers.Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
+        self.dropout = Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
         self.handed_in = transformer is not None
         self.transformer = (
             Transformer(config, name="transformer", dtype=dtype)
@@ -267,12 +268,12 @@ class EfficientViT(SpecModel):
         self.norm = (
             layer_norm(config.norm_eps, name="norm", dtype=dtype)
             if has_norm
-            else keras.layers.Identity(name="norm", dtype=dtype)
+            else Identity(name="norm", dtype=dtype)
         )
         self.head = (
             Linear(config.num_classes, use_bias=True, name="head", dtype=dtype)
             if has_head
-            else keras.layers.Identity(name="head", dtype=dtype)
+            else Identity(name="head", dtype=dtype)
         )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from keras import ops
 
+from isovit.backends.keras.idle import Dropout, Identity
 from isovit.backends.keras.layers import (
     ACTIVATIONS,
     BatchNorm,
@@ -189,22 +190,18 @@ class Attention(keras.layers.Layer):
         self.qkv, self.kv, self.q = (
             linear_norm(config, width, name=name, dtype=dtype)
             if used
-            else keras.layers.Identity(name=name, dtype=dtype)
+            else Identity(name=name, dtype=dtype)
             for name, width, used in (
                 ("qkv", q_dim + kv_dim, whole),
                 ("kv", kv_dim, not whole),
                 ("q", q_dim, not whole),
             )
         )
-        self.attn_dropout = keras.layers.Dropout(
-            numbers.attn_dropout_rate, name="attn_dropout", dtype=dtype
-        )
+        self.attn_dropout = Dropout(numbers.attn_dropout_rate, name="attn_dropout", dtype=dtype)
         self.activation = ACTIVATIONS[config.attn_activation]
         bias = config.attn_proj_bias
         self.proj = linear_norm(config, numbers.out_dim, bias=bias, name="proj", dtype=dtype)
-        self.proj_dropout = keras.layers.Dropout(
-            numbers.dropout_rate, name="proj_dropout", dtype=dtype
-        )
+        self.proj_dropout = Dropout(numbers.dropout_rate, name="proj_dropout", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         numbers = self.numbers
@@ -268,8 +265,8 @@ class Mlp(keras.layers.Layer):
             else Linear(width, use_bias=True, name=name, dtype=dtype)
             for name, width in (("fc1", hidden_dim), ("fc2", attention.out_dim))
         )
-        self.dropout1 = keras.layers.Dropout(rate, name="dropout1", dtype=dtype)
-        self.dropout2 = keras.layers.Dropout(rate, name="dropout2", dtype=dtype)
+        self.dropout1 = Dropout(rate, name="dropout1", dtype=dtype)
+        self.dropout2 = Dropout(rate, name="dropout2", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.fc1.build(input_shape)
@@ -324,7 +321,7 @@ class Stage(keras.layers.Layer):
         super().__init__(name=name, dtype=dtype)
         dtype, self.attention = self.dtype_policy, stage.attention
         self.downsample = (
-            keras.layers.Identity(name="downsample", dtype=dtype)
+            Identity(name="downsample", dtype=dtype)
             if stage.downsample is None
             else Block(config, stage.downsample, stage.down_hidden, name="downsample", dtype=dtype)
         )
@@ -372,12 +369,12 @@ class LeViT(SpecModel):
         self.head = (
             norm_linear(config, name="head", dtype=dtype)
             if config.num_classes
-            else keras.layers.Identity(name="head", dtype=dtype)
+            else Identity(name="head", dtype=dtype)
         )
         self.head_dist = (
             norm_linear(config, name="head_dist", dtype=dtype)
             if config.dist_head
-            else keras.layers.Identity(name="head_dist", dtype=dtype)
+            else Identity(name="head_dist", dtype=dtype)
         )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

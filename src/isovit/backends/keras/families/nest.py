@@ -14,6 +14,7 @@ from jaxtyping import Float
 from keras import ops
 
 from isovit.backends import exporting
+from isovit.backends.keras.idle import Dropout, Identity
 from isovit.backends.keras.layers import (
     Block,
     Conv,
@@ -129,13 +130,9 @@ class BlockAttention(keras.layers.Layer):
         self.head_dim, self.inner_dim = config.head_dim, config.inner_dim
         self.scale = config.attn_scale
         self.qkv = Linear(3 * config.inner_dim, use_bias=config.qkv_bias, name="qkv", dtype=dtype)
-        self.attn_dropout = keras.layers.Dropout(
-            config.attn_dropout_rate, name="attn_dropout", dtype=dtype
-        )
+        self.attn_dropout = Dropout(config.attn_dropout_rate, name="attn_dropout", dtype=dtype)
         self.proj = Linear(config.dim, use_bias=True, name="proj", dtype=dtype)
-        self.proj_dropout = keras.layers.Dropout(
-            config.dropout_rate, name="proj_dropout", dtype=dtype
-        )
+        self.proj_dropout = Dropout(config.dropout_rate, name="proj_dropout", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.qkv.build(input_shape)
@@ -194,7 +191,7 @@ class NesTLevel(keras.layers.Layer):
         dtype = self.dtype_policy
         self.level = level
         self.pool = (
-            keras.layers.Identity(name="pool", dtype=dtype)
+            Identity(name="pool", dtype=dtype)
             if level.input_dim is None
             else ConvPool(config, level.dim, name="pool", dtype=dtype)
         )
@@ -253,13 +250,11 @@ class NesT(SpecModel):
             for i, level in enumerate(config.levels)
         ]
         self.norm = layer_norm(config.norm_eps, name="norm", dtype=dtype)
-        self.head_dropout = keras.layers.Dropout(
-            config.head_dropout_rate, name="head_dropout", dtype=dtype
-        )
+        self.head_dropout = Dropout(config.head_dropout_rate, name="head_dropout", dtype=dtype)
         self.head = (
             Linear(classes, use_bias=True, name="head", dtype=dtype)
             if classes
-            else keras.layers.Identity(name="head", dtype=dtype)
+            else Identity(name="head", dtype=dtype)
         )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from keras import ops
 
+from isovit.backends.keras.idle import Dropout, Identity
 from isovit.backends.keras.layers import (
     ACTIVATIONS,
     Conv,
@@ -160,7 +161,7 @@ class Downsample(keras.layers.Layer):
         self.norm = (
             layer_norm(config.embed_norm_eps, name="norm", dtype=dtype)
             if normed
-            else keras.layers.Identity(name="norm", dtype=dtype)
+            else Identity(name="norm", dtype=dtype)
         )
         self.activation = ACTIVATIONS[config.activation] if normed else keras.activations.linear
         self.conv = Conv(
@@ -221,13 +222,9 @@ class Attention(keras.layers.Layer):
         self.num_heads, self.head_dim = stage.num_heads, stage.head_dim
         self.scale = config.attn_scale or stage.head_dim**-0.5
         self.qkv = Linear(3 * self.inner, use_bias=config.qkv_bias, name="qkv", dtype=dtype)
-        self.attn_dropout = keras.layers.Dropout(
-            config.attn_dropout_rate, name="attn_dropout", dtype=dtype
-        )
+        self.attn_dropout = Dropout(config.attn_dropout_rate, name="attn_dropout", dtype=dtype)
         self.proj = Linear(stage.dim, use_bias=True, name="proj", dtype=dtype)
-        self.proj_dropout = keras.layers.Dropout(
-            config.proj_dropout_rate, name="proj_dropout", dtype=dtype
-        )
+        self.proj_dropout = Dropout(config.proj_dropout_rate, name="proj_dropout", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.qkv.build(input_shape)
@@ -261,11 +258,9 @@ class Mlp(keras.layers.Layer):
         dtype, self.hidden_dim = self.dtype_policy, stage.mlp_dim
         self.fc1 = Linear(stage.mlp_dim, use_bias=True, name="fc1", dtype=dtype)
         self.activation = ACTIVATIONS[config.activation]
-        self.dropout1 = keras.layers.Dropout(
-            config.hidden_dropout_rate, name="dropout1", dtype=dtype
-        )
+        self.dropout1 = Dropout(config.hidden_dropout_rate, name="dropout1", dtype=dtype)
         self.fc2 = Linear(stage.dim, use_bias=True, name="fc2", dtype=dtype)
-        self.dropout2 = keras.layers.Dropout(config.mlp_dropout_rate, name="dropout2", dtype=dtype)
+        self.dropout2 = Dropout(config.mlp_dropout_rate, name="dropout2", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.fc1.build(input_shape)
@@ -356,7 +351,7 @@ class Stage(keras.layers.Layer):
         dtype = self.dtype_policy
         self.config, self.stage, self.rel_pos = config, stage, None
         self.downsample = (
-            keras.layers.Identity(name="downsample", dtype=dtype)
+            Identity(name="downsample", dtype=dtype)
             if stage.in_dim is None
             else Downsample(config, stage.in_dim, stage.dim, name="downsample", dtype=dtype)
         )
@@ -419,7 +414,7 @@ class RegionViT(SpecModel):
         local_embed = ConvStem if config.stem_dims else ConvEmbed
         self.local_embed = local_embed(config, name="local_embed", dtype=dtype)
         self.region_embed = RegionEmbed(config, name="region_embed", dtype=dtype)
-        self.dropout = keras.layers.Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
+        self.dropout = Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
         self.stages = [
             Stage(config, stage, name=f"stages_{i}", dtype=dtype)
             for i, stage in enumerate(config.stages)
@@ -428,7 +423,7 @@ class RegionViT(SpecModel):
         self.head = (
             Linear(config.num_classes, use_bias=True, name="head", dtype=dtype)
             if config.num_classes > 0
-            else keras.layers.Identity(name="head", dtype=dtype)
+            else Identity(name="head", dtype=dtype)
         )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

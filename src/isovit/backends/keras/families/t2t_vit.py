@@ -12,6 +12,7 @@ import keras
 from jaxtyping import Float
 from keras import ops
 
+from isovit.backends.keras.idle import Dropout, Identity
 from isovit.backends.keras.layers import (
     Block,
     DType,
@@ -59,7 +60,7 @@ class TokenPerformer(keras.layers.Layer):
         self.norm1 = layer_norm(eps, name="norm1", dtype=dtype)
         self.kqv = Linear(3 * self.dim, use_bias=True, name="kqv", dtype=dtype)
         self.proj = Linear(self.dim, use_bias=True, name="proj", dtype=dtype)
-        self.dropout1 = keras.layers.Dropout(rate, name="dropout1", dtype=dtype)
+        self.dropout1 = Dropout(rate, name="dropout1", dtype=dtype)
         self.norm2 = layer_norm(eps, name="norm2", dtype=dtype)
         self.mlp = Mlp(
             self.dim,
@@ -69,7 +70,7 @@ class TokenPerformer(keras.layers.Layer):
             name="mlp",
             dtype=dtype,
         )
-        self.dropout2 = keras.layers.Dropout(rate, name="dropout2", dtype=dtype)
+        self.dropout2 = Dropout(rate, name="dropout2", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         tokens = (*input_shape[:-1], self.dim)
@@ -122,9 +123,9 @@ class TokenAttention(keras.layers.Layer):
         self.dim = config.token_dim
         self.scale = (stage.dim if config.token_scale == "input_dim" else self.dim) ** -0.5
         self.qkv = Linear(3 * self.dim, use_bias=False, name="qkv", dtype=dtype)
-        self.attn_dropout = keras.layers.Dropout(rate, name="attn_dropout", dtype=dtype)
+        self.attn_dropout = Dropout(rate, name="attn_dropout", dtype=dtype)
         self.proj = Linear(self.dim, use_bias=True, name="proj", dtype=dtype)
-        self.proj_dropout = keras.layers.Dropout(rate, name="proj_dropout", dtype=dtype)
+        self.proj_dropout = Dropout(rate, name="proj_dropout", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.qkv.build(input_shape)
@@ -237,7 +238,7 @@ class T2TViT(SpecModel):
         super().__init__(config, name=name, dtype=dtype)
         dtype = self.dtype_policy
         self.tokens_to_token = TokensToToken(config, name="tokens_to_token", dtype=dtype)
-        self.dropout = keras.layers.Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
+        self.dropout = Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
         self.blocks = [
             Block(block, name=f"blocks_{i}", dtype=dtype) for i, block in enumerate(config.blocks)
         ]
@@ -245,12 +246,12 @@ class T2TViT(SpecModel):
         self.norm = (
             layer_norm(config.norm_eps, name="norm", dtype=dtype)
             if has_norm
-            else keras.layers.Identity(name="norm", dtype=dtype)
+            else Identity(name="norm", dtype=dtype)
         )
         self.head = (
             Linear(config.num_classes, use_bias=True, name="head", dtype=dtype)
             if has_head
-            else keras.layers.Identity(name="head", dtype=dtype)
+            else Identity(name="head", dtype=dtype)
         )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

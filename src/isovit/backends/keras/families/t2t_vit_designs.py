@@ -11,6 +11,7 @@ from jaxtyping import Float
 from keras import ops
 
 from isovit.backends.keras.families.t2t_vit import TokensToToken
+from isovit.backends.keras.idle import Dropout, Identity
 from isovit.backends.keras.layers import (
     ACTIVATIONS,
     Block,
@@ -58,16 +59,14 @@ class SEAttention(keras.layers.Layer):
         self.num_heads, self.scale = config.num_heads, config.attn_scale
         self.inner_dim = config.inner_dim
         self.qkv = Linear(3 * config.inner_dim, use_bias=config.qkv_bias, name="qkv", dtype=dtype)
-        self.attn_dropout = keras.layers.Dropout(
-            config.attn_dropout_rate, name="attn_dropout", dtype=dtype
-        )
+        self.attn_dropout = Dropout(config.attn_dropout_rate, name="attn_dropout", dtype=dtype)
         self.proj = (
             Linear(config.dim, use_bias=True, name="proj", dtype=dtype)
             if config.attn_proj
             else None
         )
         self.se_layer = SqueezeExcite(config.dim, se_dim, name="se_layer", dtype=dtype)
-        self.proj_dropout = keras.layers.Dropout(rate, name="proj_dropout", dtype=dtype)
+        self.proj_dropout = Dropout(rate, name="proj_dropout", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.qkv.build(input_shape)
@@ -115,15 +114,13 @@ class GhostAttention(keras.layers.Layer):
         self.half = config.inner_dim // 2
         self.qkv = Linear(3 * self.half, use_bias=config.qkv_bias, name="qkv", dtype=dtype)
         self.cheap = CheapOperation(name="cheap", dtype=dtype)
-        self.attn_dropout = keras.layers.Dropout(
-            config.attn_dropout_rate, name="attn_dropout", dtype=dtype
-        )
+        self.attn_dropout = Dropout(config.attn_dropout_rate, name="attn_dropout", dtype=dtype)
         self.proj = (
             Linear(config.dim, use_bias=True, name="proj", dtype=dtype)
             if config.attn_proj
             else None
         )
-        self.proj_dropout = keras.layers.Dropout(rate, name="proj_dropout", dtype=dtype)
+        self.proj_dropout = Dropout(rate, name="proj_dropout", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         lead = input_shape[:-1]
@@ -162,9 +159,9 @@ class GhostMlp(keras.layers.Layer):
             CheapOperation(name=f"cheap_{i}", dtype=dtype)
             for i in range(self.hidden_dim // dim - 1)
         ]
-        self.dropout1 = keras.layers.Dropout(rate, name="dropout1", dtype=dtype)
+        self.dropout1 = Dropout(rate, name="dropout1", dtype=dtype)
         self.fc2 = Linear(dim, use_bias=True, name="fc2", dtype=dtype)
-        self.dropout2 = keras.layers.Dropout(rate, name="dropout2", dtype=dtype)
+        self.dropout2 = Dropout(rate, name="dropout2", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         for layer in (self.fc1, *self.cheap):
@@ -254,7 +251,7 @@ class T2TViTDesigns(SpecModel):
         super().__init__(config, name=name, dtype=dtype)
         dtype = self.dtype_policy
         self.tokens_to_token = TokensToToken(config, name="tokens_to_token", dtype=dtype)
-        self.dropout = keras.layers.Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
+        self.dropout = Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
         self.blocks = [
             make_layer(config, layer, name=f"blocks_{i}", dtype=dtype)
             for i, layer in enumerate(config.layers)
@@ -263,12 +260,12 @@ class T2TViTDesigns(SpecModel):
         self.norm = (
             layer_norm(config.norm_eps, name="norm", dtype=dtype)
             if has_norm
-            else keras.layers.Identity(name="norm", dtype=dtype)
+            else Identity(name="norm", dtype=dtype)
         )
         self.head = (
             Linear(config.num_classes, use_bias=True, name="head", dtype=dtype)
             if has_head
-            else keras.layers.Identity(name="head", dtype=dtype)
+            else Identity(name="head", dtype=dtype)
         )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from keras import ops
 
 from isovit.backends.keras.families.vit import ConvPatchEmbed
+from isovit.backends.keras.idle import Dropout, Identity
 from isovit.backends.keras.layers import (
     ACTIVATIONS,
     Block,
@@ -53,9 +54,9 @@ class TokenMask(keras.layers.Layer):
         self.hidden_dim, self.bias_trains = config.bottleneck_dim, bias_trains
         self.fc1 = Linear(config.bottleneck_dim, use_bias=True, name="fc1", dtype=dtype)
         self.activation = ACTIVATIONS[config.activation]
-        self.dropout1 = keras.layers.Dropout(rate, name="dropout1", dtype=dtype)
+        self.dropout1 = Dropout(rate, name="dropout1", dtype=dtype)
         self.fc2 = Linear(config.learned_tokens, use_bias=True, name="fc2", dtype=dtype)
-        self.dropout2 = keras.layers.Dropout(rate, name="dropout2", dtype=dtype)
+        self.dropout2 = Dropout(rate, name="dropout2", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.fc1.build(input_shape)
@@ -149,7 +150,7 @@ class TokenFuser(keras.layers.Layer):
         self.norm2 = layer_norm(eps, name="norm2", dtype=dtype)
         self.norm = layer_norm(eps, name="norm", dtype=dtype)
         self.mask = TokenMask(config, bias_trains=True, name="mask", dtype=dtype)
-        self.dropout = keras.layers.Dropout(config.dropout_rate, name="dropout", dtype=dtype)
+        self.dropout = Dropout(config.dropout_rate, name="dropout", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         batch, _, dim = input_shape  # of the learned tokens
@@ -195,7 +196,7 @@ class TokenLearner(SpecModel):
         dtype = self.dtype_policy
         dim, classes, rate = config.embed_dim, config.num_classes, config.dropout_rate
         self.patch_embed = ConvPatchEmbed(config.stem, name="patch_embed", dtype=dtype)
-        self.dropout = keras.layers.Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
+        self.dropout = Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
         mlp = ActivatedMlp if config.mlp_output_activation else Mlp
         self.blocks = [
             Block(
@@ -217,7 +218,7 @@ class TokenLearner(SpecModel):
         self.head = (
             Linear(classes, use_bias=True, name="head", dtype=dtype)
             if classes
-            else keras.layers.Identity(name="head", dtype=dtype)
+            else Identity(name="head", dtype=dtype)
         )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

@@ -12,6 +12,7 @@ import keras
 from jaxtyping import Float
 from keras import ops
 
+from isovit.backends.keras.idle import Dropout, Identity
 from isovit.backends.keras.layers import (
     Block,
     Conv,
@@ -133,13 +134,9 @@ class LocalAttention(keras.layers.Layer):
         self.window_size, self.num_heads = stage.window_size, block.num_heads
         self.scale = block.attn_scale
         self.qkv = Linear(3 * self.inner, use_bias=block.qkv_bias, name="qkv", dtype=dtype)
-        self.attn_dropout = keras.layers.Dropout(
-            block.attn_dropout_rate, name="attn_dropout", dtype=dtype
-        )
+        self.attn_dropout = Dropout(block.attn_dropout_rate, name="attn_dropout", dtype=dtype)
         self.proj = Linear(stage.dim, use_bias=True, name="proj", dtype=dtype)
-        self.proj_dropout = keras.layers.Dropout(
-            block.dropout_rate, name="proj_dropout", dtype=dtype
-        )
+        self.proj_dropout = Dropout(block.dropout_rate, name="proj_dropout", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.qkv.build((None, *self.padded_grid, input_shape[-1]))
@@ -187,25 +184,21 @@ class GlobalAttention(keras.layers.Layer):
         self.reduce = (
             squares(dim, use_bias=True, name="reduce")
             if reduces
-            else keras.layers.Identity(name="reduce", dtype=dtype)
+            else Identity(name="reduce", dtype=dtype)
         )
         self.norm = (
             layer_norm(config.reduce_norm_eps, name="norm", dtype=dtype)
             if reduces
-            else keras.layers.Identity(name="norm", dtype=dtype)
+            else Identity(name="norm", dtype=dtype)
         )
         self.kv = (
             squares(2 * self.inner, use_bias=bias, name="kv")
             if by_conv
             else Linear(2 * self.inner, use_bias=bias, name="kv", dtype=dtype)
         )
-        self.attn_dropout = keras.layers.Dropout(
-            block.attn_dropout_rate, name="attn_dropout", dtype=dtype
-        )
+        self.attn_dropout = Dropout(block.attn_dropout_rate, name="attn_dropout", dtype=dtype)
         self.proj = Linear(dim, use_bias=True, name="proj", dtype=dtype)
-        self.proj_dropout = keras.layers.Dropout(
-            block.dropout_rate, name="proj_dropout", dtype=dtype
-        )
+        self.proj_dropout = Dropout(block.dropout_rate, name="proj_dropout", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.q.build(input_shape)
@@ -274,7 +267,7 @@ class Stage(keras.layers.Layer):
         self.patch_embed = PATCH_EMBEDS[config.patch_embed](
             config, stage, name="patch_embed", dtype=dtype
         )
-        self.dropout = keras.layers.Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
+        self.dropout = Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
         self.blocks = []
         for i, block in enumerate(stage.blocks):
             attn = (
@@ -326,13 +319,13 @@ class TwinsSVT(SpecModel):
         self.norm = (
             layer_norm(config.norm_eps, name="norm", dtype=dtype)
             if config.final_norm == "tokens"
-            else keras.layers.Identity(name="norm", dtype=dtype)
+            else Identity(name="norm", dtype=dtype)
         )
-        self.dropout = keras.layers.Dropout(config.head_dropout_rate, name="dropout", dtype=dtype)
+        self.dropout = Dropout(config.head_dropout_rate, name="dropout", dtype=dtype)
         self.head = (
             Linear(config.num_classes, use_bias=True, name="head", dtype=dtype)
             if config.num_classes > 0
-            else keras.layers.Identity(name="head", dtype=dtype)
+            else Identity(name="head", dtype=dtype)
         )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

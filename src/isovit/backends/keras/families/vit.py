@@ -10,6 +10,7 @@ import keras
 from jaxtyping import Float
 from keras import ops
 
+from isovit.backends.keras.idle import Dropout, Identity
 from isovit.backends.keras.initializers import glorot
 from isovit.backends.keras.layers import (
     Block,
@@ -108,7 +109,7 @@ class ViT(SpecModel):
         super().__init__(config, name=name, dtype=dtype)
         dtype = self.dtype_policy
         self.patch_embed = PATCH_EMBEDS[config.patch_embed](config, name="patch_embed", dtype=dtype)
-        self.dropout = keras.layers.Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
+        self.dropout = Dropout(config.embed_dropout_rate, name="dropout", dtype=dtype)
         self.blocks = [
             Block(block, name=f"blocks_{i}", dtype=dtype) for i, block in enumerate(config.blocks)
         ]
@@ -116,7 +117,7 @@ class ViT(SpecModel):
         self.norm = (
             layer_norm(config.norm_eps, name="norm", dtype=dtype)
             if has_norm
-            else keras.layers.Identity(name="norm", dtype=dtype)
+            else Identity(name="norm", dtype=dtype)
         )
         self.pre_logits = (
             Linear(config.pre_logits_dim, use_bias=True, name="pre_logits", dtype=dtype)
@@ -126,12 +127,12 @@ class ViT(SpecModel):
         self.head = (
             Linear(config.num_classes, use_bias=True, name="head", dtype=dtype)
             if has_head
-            else keras.layers.Identity(name="head", dtype=dtype)
+            else Identity(name="head", dtype=dtype)
         )
         self.head_dist = (
             Linear(config.num_classes, use_bias=True, name="head_dist", dtype=dtype)
             if config.dist_head
-            else keras.layers.Identity(name="head_dist", dtype=dtype)
+            else Identity(name="head_dist", dtype=dtype)
         )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

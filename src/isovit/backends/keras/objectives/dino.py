@@ -11,6 +11,7 @@ from jaxtyping import Float
 from keras import ops
 
 from isovit.backends import model_class
+from isovit.backends.keras.idle import Identity
 from isovit.backends.keras.initializers import glorot
 from isovit.backends.keras.layers import (
     ACTIVATIONS,
@@ -159,7 +160,7 @@ class DINO(SpecModel):
         self.resize = (
             ResizePositions(config, name="resize", dtype=dtype)
             if config.resizes
-            else keras.layers.Identity(name="resize", dtype=dtype)
+            else Identity(name="resize", dtype=dtype)
         )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

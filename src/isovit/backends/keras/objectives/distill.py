@@ -10,6 +10,7 @@ from jaxtyping import Float
 from keras import ops
 
 from isovit.backends import model_class
+from isovit.backends.keras.idle import Identity
 from isovit.backends.keras.layers import DType, Linear, SpecModel, Tensor, layer_norm
 from isovit.spec.objectives.distill import DistillConfig
 
@@ -52,12 +53,12 @@ class Distill(SpecModel):
         self.norm_dist = (
             layer_norm(student.norm_eps, name="norm_dist", dtype=dtype)
             if has_norm
-            else keras.layers.Identity(name="norm_dist", dtype=dtype)
+            else Identity(name="norm_dist", dtype=dtype)
         )
         self.head_dist = (
             Linear(student.num_classes, use_bias=True, name="head_dist", dtype=dtype)
             if appended
-            else keras.layers.Identity(name="head_dist", dtype=dtype)
+            else Identity(name="head_dist", dtype=dtype)
         )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

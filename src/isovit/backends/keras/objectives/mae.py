@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from keras import ops
 
 from isovit.backends.keras.families.vit import ViT, flatten_patches
+from isovit.backends.keras.idle import Identity
 from isovit.backends.keras.layers import (
     Block,
     DType,
@@ -58,7 +59,7 @@ class MAE(SpecModel):
         self.decoder_embed = (
             Linear(dim, use_bias=True, name="decoder_embed", dtype=dtype)
             if config.decoder_embed
-            else keras.layers.Identity(name="decoder_embed", dtype=dtype)
+            else Identity(name="decoder_embed", dtype=dtype)
         )
         self.decoder_blocks = [
             Block(block, name=f"decoder_blocks_{i}", dtype=dtype)
