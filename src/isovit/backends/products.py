@@ -64,8 +64,11 @@ def attention(
 
 
 def _by_rows(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether attention is faster by ``linear``; a compiled graph would have each row apart."""
-    long = min(q.shape[-2], k.shape[-2]) >= LONG and not torch.compiler.is_compiling()
+    """Whether attention is faster by ``linear``; never in a graph, which would have each image."""
+    tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    if tracing or torch.compiler.is_compiling():
+        return False
+    long = min(q.shape[-2], k.shape[-2]) >= LONG
     return long and _convolves(q) and not any(x.requires_grad for x in (q, k, v))
 
 
