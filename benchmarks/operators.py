@@ -1,10 +1,12 @@
 """Where the time of a forward pass goes, by operator.
 
-Usage: python benchmarks/operators.py MODEL… [--backends torch,keras:torch,onnx] [--batch 8]
-                                    [--steps 5] [--out FILE.json]
+Usage: python benchmarks/operators.py MODEL… [--backends torch,flax,keras:jax,keras:torch,onnx]
+                                    [--batch 8] [--steps 5] [--out FILE.json]
 
-By the profilers of PyTorch and of onnxruntime, for what runs operator by operator; a backend that
-compiles the whole model has no operators left. Each model and backend is a process of its own.
+By the profilers of PyTorch and of onnxruntime, operator by operator, and by that of JAX, whose
+compiled program is made of fusions: each goes by the costly operations in it, so that attention is
+``dot+exponential`` and a product behind its LayerNorm ``dot+reduce``. Each model and backend is a
+process of its own.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,9 +32,12 @@ from isovit.benchmarks.device import facts
 from isovit.parity.job import draw_inputs
 from isovit.weight_convert.files import replacing
 
-BACKENDS = ("torch", "keras:torch", "onnx")
+BACKENDS = ("torch", "flax", "keras:jax", "keras:torch", "onnx")
 SMALLEST = 0.01
 """Operators that take less are the rest."""
+
+COSTLY = ("dot", "convolution", "concatenate", "gather", "reduce", "exponential", "erf")
+"""Operations of XLA that a fusion is named after, where it has some of them."""
 
 Times = tuple[float, dict[str, float]]
 """Seconds of a step, and seconds by operator."""
@@ -55,6 +61,56 @@ def by_torch(model: str, backend_name: str, batch: int, steps: int) -> Times:
         for event in profiler.key_averages()
     }
     return seconds, {name: time_us / 1e6 / steps for name, time_us in microseconds.items()}
+
+
+def by_jax(model: str, backend_name: str, batch: int, steps: int) -> Times:
+    """A model of Flax, or of Keras on JAX, as XLA compiled it."""
+    import jax
+
+    isovit.keep_memory()
+    config, backend = isovit.config(model), get_backend(backend_name)
+    built = backend.build(config, isovit.init(config, seed=0), device="cpu")
+    images = backend.put(built, draw_inputs(config, batch, seed=0)[0])
+    step = backend.inference(built, images, "jit")
+    seconds = timed(step, steps)
+    operations: dict[tuple[str, str], str] = {}
+    for executable in jax.devices("cpu")[0].client.live_executables():
+        for module in executable.hlo_modules():
+            for name, operation in operations_of(module.to_string()).items():
+                operations[module.name, name] = operation
+    with tempfile.TemporaryDirectory(prefix="isovit-") as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(steps):
+                step()
+        (path,) = Path(folder).rglob("*.xplane.pb")
+        planes = jax.profiler.ProfileData.from_file(str(path)).planes
+        events = [event for plane in planes for line in plane.lines for event in line.events]
+    times: dict[str, float] = defaultdict(float)
+    for event in events:
+        said = dict(event.stats)
+        if "hlo_op" in said:
+            operation = operations[said["hlo_module"], said["hlo_op"]]
+            times[operation] += event.duration_ns / 1e9 / steps
+    times.pop("while", None)  # what is in it is there by itself
+    return seconds, times
+
+
+def operations_of(program: str) -> dict[str, str]:
+    """What each instruction of a program of XLA does, by its name; of a fusion the costly parts."""
+    within: dict[str, set[str]] = {}
+    found: dict[str, tuple[str, str | None]] = {}
+    computation = ""
+    for line in program.splitlines():
+        if header := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*{$", line):
+            computation = header[1]
+        elif told := re.match(r"\s+(?:ROOT )?%?([\w.-]+) = (?:\(.*?\)|\S+) ([\w-]+)\(", line):
+            calls = re.search(r"calls=%?([\w.-]+)", line)
+            found[told[1]] = told[2], calls and calls[1]
+            within.setdefault(computation, set()).add(told[2])
+    return {
+        name: "+".join(part for part in COSTLY if part in within.get(calls or "", ())) or operation
+        for name, (operation, calls) in found.items()
+    }
 
 
 def by_onnxruntime(model: str, backend_name: str, batch: int, steps: int) -> Times:
@@ -94,7 +150,8 @@ def timed(step: Callable[[], Any], steps: int) -> float:
 
 def measure(model: str, backend: str, batch: int, steps: int) -> dict[str, Any]:
     """The shares of a step by operator, largest first."""
-    profiler = by_onnxruntime if backend == "onnx" else by_torch
+    profilers = {"onnx": by_onnxruntime, "flax": by_jax, "keras:jax": by_jax}
+    profiler = profilers.get(backend, by_torch)
     with quiet():
         seconds, operators = profiler(model, backend, batch, steps)
     total = sum(operators.values())
