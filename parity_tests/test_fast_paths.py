@@ -153,7 +153,7 @@ def long(products: Any, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
     monkeypatch.setattr(products, "_by_rows", watched)
     monkeypatch.setattr(products, "_convolves", lambda _: True)  # float64 too
-    monkeypatch.setattr(products, "LONG", 2)
+    monkeypatch.setattr(products, "LONG", range(2, 1000))
     monkeypatch.setattr(products, "ROWS", 4)
     return decided
 

@@ -34,8 +34,11 @@ def linear(
 ROWS = 1024
 """Queries whose weights are in memory at a time, where attention is multiplied here."""
 
-LONG = 512
-"""Queries and tokens from which on it is."""
+WEIGHTS = 2**23
+"""At most so many weights, 32 MiB."""
+
+LONG = range(512, WEIGHTS // 512 + 1)
+"""Numbers of tokens of which it is, for 512 queries and more: products of fewer rows are slow."""
 
 
 def attention(
@@ -54,12 +57,14 @@ def attention(
     if dropout_rate > 0.0 or not _by_rows(q, k, v):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_rate, scale=scale)
     y = q.new_empty(*q.shape[:-1], v.shape[-1])
+    count = min(ROWS, WEIGHTS // k.shape[-2])
     for head in product(*map(range, q.shape[:-2])):
         values = v[head].mT.contiguous()  # (dim, tokens)
-        for start in range(0, q.shape[-2], ROWS):
-            rows = (*head, slice(start, start + ROWS))
-            weights = torch.softmax(linear(q[rows] * scale, k[head], None), dim=-1)
-            y[rows] = linear(weights, values, None)
+        for start in range(0, q.shape[-2], count):
+            rows = (*head, slice(start, start + count))
+            scores = linear(q[rows] * scale, k[head], None)
+            y[rows] = linear(torch.softmax(scores, dim=-1), values, None)
+            del scores  # else there are two, with those of the next rows
     return y
 
 
@@ -68,7 +73,7 @@ def _by_rows(q: Tensor, k: Tensor, v: Tensor) -> bool:
     tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
     if tracing or torch.compiler.is_compiling():
         return False
-    long = min(q.shape[-2], k.shape[-2]) >= LONG
+    long = k.shape[-2] in LONG and q.shape[-2] >= LONG.start
     return long and _convolves(q) and not any(x.requires_grad for x in (q, k, v))
 
 
