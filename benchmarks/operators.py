@@ -5,8 +5,8 @@ Usage: python benchmarks/operators.py MODEL… [--backends torch,flax,keras:jax,
 
 By the profilers of PyTorch and of onnxruntime, operator by operator, and by that of JAX, whose
 compiled program is made of fusions: each goes by the costly operations in it, so that attention is
-``dot+exponential`` and a product behind its LayerNorm ``dot+reduce``. Each model and backend is a
-process of its own.
+``dot+reduce+exponential`` and a product behind its LayerNorm ``dot+reduce``. Each model and backend
+is a process of its own.
 """
 
 from __future__ import annotations
@@ -43,15 +43,20 @@ Times = tuple[float, dict[str, float]]
 """Seconds of a step, and seconds by operator."""
 
 
+def step_of(model: str, backend_name: str, batch: int, way: str) -> Callable[[], Any]:
+    """A forward pass, with memory kept, as ``isovit bench`` measures it."""
+    isovit.keep_memory()
+    config, backend = isovit.config(model), get_backend(backend_name)
+    built = backend.build(config, isovit.init(config, seed=0), device="cpu")
+    images = backend.put(built, draw_inputs(config, batch, seed=0)[0])
+    return backend.inference(built, images, way)
+
+
 def by_torch(model: str, backend_name: str, batch: int, steps: int) -> Times:
     """A model of torch, or of Keras on it."""
     from torch.profiler import ProfilerActivity, profile
 
-    isovit.keep_memory()  # as isovit bench measures
-    config, backend = isovit.config(model), get_backend(backend_name)
-    built = backend.build(config, isovit.init(config, seed=0), device="cpu")
-    images = backend.put(built, draw_inputs(config, batch, seed=0)[0])
-    step = backend.inference(built, images, "eager")
+    step = step_of(model, backend_name, batch, "eager")
     seconds = timed(step, steps)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(steps):
@@ -67,11 +72,7 @@ def by_jax(model: str, backend_name: str, batch: int, steps: int) -> Times:
     """A model of Flax, or of Keras on JAX, as XLA compiled it."""
     import jax
 
-    isovit.keep_memory()
-    config, backend = isovit.config(model), get_backend(backend_name)
-    built = backend.build(config, isovit.init(config, seed=0), device="cpu")
-    images = backend.put(built, draw_inputs(config, batch, seed=0)[0])
-    step = backend.inference(built, images, "jit")
+    step = step_of(model, backend_name, batch, "jit")
     seconds = timed(step, steps)
     operations: dict[tuple[str, str], str] = {}
     for executable in jax.devices("cpu")[0].client.live_executables():

@@ -176,10 +176,12 @@ def test_attention_for_a_gradient_keeps_no_weights(backend: Subject, long: list[
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_a_graph_of_attention_takes_any_number_of_images(products: Any, long: list[bool]) -> None:
+    def attend(x: Any) -> Any:
+        return products.attention(x, x, x, 0.5)
+
     images = products.torch.randn(3, 2, 9, 5)  # (batch, heads, tokens, dim)
-    scaled: Callable[[Any], Any] = lambda x: products.attention(x, x, x, 0.5)  # noqa: E731
-    traced = products.torch.jit.trace(scaled, images[:1])
-    found, wanted = ({"y": y(images).numpy()} for y in (traced, scaled))
+    traced = products.torch.jit.trace(attend, images[:1])
+    found, wanted = ({"y": y(images).numpy()} for y in (traced, attend))
     assert_agree(found, wanted, "activation", "float32")
     assert True in long
     assert False in long
