@@ -114,6 +114,15 @@ def tokens_by_channel(patches: Tensor) -> Tensor:
     return patches.flatten(1, 2).permute(0, 1, 4, 2, 3).flatten(2)
 
 
+def rewrite_last_split(model: Model, patches: Callable[[Tensor, SoftSplit], Tensor]) -> None:
+    """Give the last soft split patches that are written out, (batch, tokens, patch)."""
+
+    def forward(project: Any, x: Tensor) -> Tensor:
+        return F.linear(patches(x, project.split), project.weight, project.bias)
+
+    rewrite(modules(model, t2t_vit.SplitProjection), forward)
+
+
 # --- faults: norms --------------------------------------------------------------------------------
 
 
@@ -146,31 +155,41 @@ def sinusoid_in_float32(model: Model, _: Patch) -> None:
 # --- faults: soft split of T2T-ViT ----------------------------------------------------------------
 
 
+def patches_same(x: Tensor, split: SoftSplit) -> Tensor:
+    """Padding "SAME" puts the odd pixel behind: windows a pixel off."""
+
+    def pad(x: Tensor) -> Tensor:
+        rows, columns = (
+            (math.ceil(n / split.stride) - 1) * split.stride + split.kernel - n for n in x.shape[2:]
+        )
+        return F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+
+    return tokens_by_channel(unfold_by_slices(x, split, pad))
+
+
+def patches_channel_last(x: Tensor, split: SoftSplit) -> Tensor:
+    """Flattened as (kh, kw, c), as TensorFlow and Keras extract patches."""
+    return unfold_by_slices(x, split, zeros_around(split)).flatten(1, 2).flatten(2)
+
+
 def soft_split_same(_: Model, patch: Patch) -> None:
-    """Padding "SAME" puts the odd pixel behind: windows a pixel off; the flax port, row 1."""
-
-    def same(split: SoftSplit) -> Callable[[Tensor], Tensor]:
-        def pad(x: Tensor) -> Tensor:
-            rows, columns = (
-                (math.ceil(n / split.stride) - 1) * split.stride + split.kernel - n
-                for n in x.shape[2:]
-            )
-            return F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
-
-        return pad
-
-    patch.setattr(
-        t2t_vit, "soft_split", lambda x, s: tokens_by_channel(unfold_by_slices(x, s, same(s)))
-    )
+    """Padding "SAME"; the flax port, row 1."""
+    patch.setattr(t2t_vit, "soft_split", patches_same)
 
 
 def soft_split_channel_last(_: Model, patch: Patch) -> None:
-    """Flattened as (kh, kw, c), as TensorFlow and Keras extract patches; the flax port, row 2."""
+    """Patches with their channels last; the flax port, row 2."""
+    patch.setattr(t2t_vit, "soft_split", patches_channel_last)
 
-    def soft_split(x: Tensor, split: SoftSplit) -> Tensor:
-        return unfold_by_slices(x, split, zeros_around(split)).flatten(1, 2).flatten(2)
 
-    patch.setattr(t2t_vit, "soft_split", soft_split)
+def last_split_same(model: Model, _: Patch) -> None:
+    """Padding "SAME" in the last soft split alone, as a convolution of Flax or Keras has it."""
+    rewrite_last_split(model, patches_same)
+
+
+def last_split_channel_last(model: Model, _: Patch) -> None:
+    """The kernels of the last soft split read as (height, width, channel), as those of Flax lie."""
+    rewrite_last_split(model, patches_channel_last)
 
 
 def soft_split_edges_repeated(_: Model, patch: Patch) -> None:
@@ -193,7 +212,7 @@ def grid_transposed(model: Model, _: Patch) -> None:
         for stage, mixer in zip(stem.stages, stem.mixers, strict=False):
             x = mixer(t2t_vit.soft_split(x, stage.split))
             x = x.unflatten(1, stage.grid[::-1]).transpose(1, 2)
-        return stem.project(t2t_vit.soft_split(x, stem.stages[-1].split))
+        return stem.project(x)
 
     rewrite([model.tokens_to_token], forward)
 
@@ -285,13 +304,14 @@ def random_features_redrawn(model: Model, _: Patch) -> None:
 # --- harmless rewrites ----------------------------------------------------------------------------
 
 
-def soft_split_by_slices(_: Model, patch: Patch) -> None:
-    """The scaffold of the faults in the soft split, with nothing exchanged."""
+def soft_split_by_slices(model: Model, patch: Patch) -> None:
+    """The scaffolds of the faults in the soft splits, with nothing exchanged."""
 
     def soft_split(x: Tensor, split: SoftSplit) -> Tensor:
         return tokens_by_channel(unfold_by_slices(x, split, zeros_around(split)))
 
     patch.setattr(t2t_vit, "soft_split", soft_split)
+    rewrite_last_split(model, soft_split)
 
 
 def mixers_written_out(model: Model, _: Patch) -> None:
@@ -356,6 +376,8 @@ FAULTS = (
     Fault(soft_split_same, "performer", STEM + "mixers.0.norm1"),
     Fault(soft_split_channel_last, "performer", STEM + "mixers.0.norm1"),
     Fault(soft_split_edges_repeated, "performer", STEM + "mixers.0.norm1"),
+    Fault(last_split_same, "performer", STEM + "project"),
+    Fault(last_split_channel_last, "performer", STEM + "project"),
     Fault(grid_transposed, "performer_square", STEM + "mixers.1.norm1"),
     Fault(kqv_read_as_qkv, "performer", STEM + "mixers.0.proj"),
     Fault(mixer_scale_by_head, "transformer", STEM + "mixers.0.attn.proj"),

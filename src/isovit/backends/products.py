@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from isovit.spec.families.t2t_vit import SoftSplit
+
 
 def linear(
     x: Float[Tensor, "... dim"],
@@ -29,6 +31,22 @@ def linear(
     kernel = weight[:, None, None, :].permute(0, 3, 1, 2)  # (dim_out, dim, 1, 1)
     y = F.conv2d(pixels, kernel, bias)
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+
+
+def patch_linear(
+    x: Float[Tensor, "batch rows columns dim"],
+    weight: Float[Tensor, "dim_out patch"],
+    bias: Float[Tensor, " dim_out"],
+    split: SoftSplit,
+) -> Float[Tensor, "batch tokens dim_out"]:
+    """x·Wᵀ + b of every patch x, flattened as (channel, height, width): a convolution.
+
+    The patches are never written; measured in docs/decisions/fast-paths.md.
+    """
+    side, stride, padding = split
+    kernel = weight.unflatten(1, (-1, side, side))  # (dim_out, dim, side, side)
+    y = F.conv2d(x.permute(0, 3, 1, 2), kernel, bias, stride=stride, padding=padding)
+    return y.flatten(2).mT  # (batch, tokens, dim_out)
 
 
 ROWS = 1024

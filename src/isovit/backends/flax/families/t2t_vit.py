@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -168,6 +169,28 @@ class FullMixer(nnx.Module):
 MIXERS = {"performer": TokenPerformer, "transformer": TokenTransformer, "full": FullMixer}
 
 
+class SplitProjection(Linear):
+    """The last soft split and the product behind it: x·W + b of every patch x; section 3.1."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        dim_out: int,
+        *,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        kinds = Kinds(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        super().__init__(stage.dim, dim_out, use_bias=True, **kinds)
+        self.split = stage.split
+
+    def __call__(
+        self, inputs: Float[Array, "batch rows columns dim"], out_sharding: Any = None
+    ) -> Float[Array, "batch tokens dim_out"]:
+        return super().__call__(soft_split(inputs, self.split), out_sharding)
+
+
 class TokensToToken(nnx.Module):
     """The stem: soft splits with a token mixer between each and the next; section 3.1."""
 
@@ -178,7 +201,7 @@ class TokensToToken(nnx.Module):
         self.stages = config.stages
         mixer, last = MIXERS[config.token_mixer], self.stages[-1]
         self.mixers = nnx.List([mixer(config, stage, **kinds) for stage in self.stages[:-1]])
-        self.project = Linear(last.dim, config.embed_dim, use_bias=True, **kinds)
+        self.project = SplitProjection(last, config.embed_dim, **kinds)
 
     def __call__(
         self, images: Float[Array, "batch height width channels"]
@@ -187,7 +210,7 @@ class TokensToToken(nnx.Module):
         for stage, mixer in zip(self.stages, self.mixers, strict=False):
             x = mixer(soft_split(x, stage.split))  # (batch, tokens, dim)
             x = x.reshape(x.shape[0], *stage.grid, -1)  # (batch, rows, columns, dim)
-        return self.project(soft_split(x, self.stages[-1].split))
+        return self.project(x)
 
 
 class T2TViT(nnx.Module):

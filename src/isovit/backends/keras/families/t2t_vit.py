@@ -193,6 +193,32 @@ class FullMixer(keras.layers.Layer):
 MIXERS = {"performer": TokenPerformer, "transformer": TokenTransformer, "full": FullMixer}
 
 
+class SplitProjection(Linear):
+    """The last soft split and the product behind it: x·W + b of every patch x; section 3.1."""
+
+    def __init__(self, stage: Stage, units: int, *, name: str, dtype: DType = None) -> None:
+        super().__init__(units, use_bias=True, name=name, dtype=dtype)
+        self.stage = stage
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        super().build((None, self.stage.tokens, self.stage.dim))
+        self.input_spec = None  # that of the patches
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return (input_shape[0], self.stage.tokens, self.units)
+
+    def call(
+        self, inputs: Float[Tensor, "batch rows columns dim"], training: bool | None = None
+    ) -> Float[Tensor, "batch tokens dim_out"]:
+        if keras.backend.backend() == "torch":
+            from isovit.backends import products
+
+            weight: Tensor = ops.transpose(self.kernel)
+            bias: Tensor = ops.convert_to_tensor(self.bias)
+            return products.patch_linear(inputs, weight, bias, self.stage.split)
+        return super().call(soft_split(inputs, self.stage.split), training=training)
+
+
 class TokensToToken(keras.layers.Layer):
     """The stem: soft splits with a token mixer between each and the next; section 3.1."""
 
@@ -204,12 +230,14 @@ class TokensToToken(keras.layers.Layer):
             mixer(config, stage, name=f"mixers_{i}", dtype=dtype)
             for i, stage in enumerate(self.stages[:-1])
         ]
-        self.project = Linear(config.embed_dim, use_bias=True, name="project", dtype=dtype)
+        last = self.stages[-1]
+        self.project = SplitProjection(last, config.embed_dim, name="project", dtype=dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         for stage, mixer in zip(self.stages, self.mixers, strict=False):
             mixer.build((None, stage.tokens, stage.dim))
-        self.project.build((None, self.stages[-1].tokens, self.stages[-1].dim))
+        last = self.stages[-1]
+        self.project.build((None, None, None, last.dim // last.split.kernel**2))
 
     def call(
         self, images: Float[Tensor, "batch height width channels"], training: bool | None = None
@@ -218,7 +246,7 @@ class TokensToToken(keras.layers.Layer):
         for stage, mixer in zip(self.stages, self.mixers, strict=False):
             x = mixer(soft_split(x, stage.split), training=training)  # (batch, tokens, dim)
             x = ops.reshape(x, (-1, *stage.grid, x.shape[-1]))  # (batch, rows, columns, dim)
-        return self.project(soft_split(x, self.stages[-1].split))
+        return self.project(x)
 
 
 @keras.saving.register_keras_serializable(package="isovit")

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from isovit.backends import products
 from isovit.backends.torch.layers import Block, Linear, Mlp, attention, pool
 from isovit.spec.families.t2t_vit import SoftSplit, Stage, T2TViTConfig
 from isovit.spec.initialize import orthogonal_features
@@ -126,6 +127,22 @@ class FullMixer(nn.Module):
 MIXERS = {"performer": TokenPerformer, "transformer": TokenTransformer, "full": FullMixer}
 
 
+class SplitProjection(Linear):
+    """The last soft split and the product behind it: x·Wᵀ + b of every patch x; section 3.1.
+
+    As the rows of W lie, (channel, height, width), they are the kernels of a convolution.
+    """
+
+    def __init__(self, stage: Stage, dim_out: int) -> None:
+        super().__init__(stage.dim, dim_out, bias=True)
+        self.split = stage.split
+
+    def forward(
+        self, input: Float[Tensor, "batch rows columns dim"]
+    ) -> Float[Tensor, "batch tokens dim_out"]:
+        return products.patch_linear(input, self.weight, self.bias, self.split)
+
+
 class TokensToToken(nn.Module):
     """The stem: soft splits with a token mixer between each and the next; section 3.1."""
 
@@ -134,7 +151,7 @@ class TokensToToken(nn.Module):
         self.stages = config.stages
         mixer, last = MIXERS[config.token_mixer], self.stages[-1]
         self.mixers = nn.ModuleList(mixer(config, stage) for stage in self.stages[:-1])
-        self.project = Linear(last.dim, config.embed_dim, bias=True)
+        self.project = SplitProjection(last, config.embed_dim)
 
     def forward(
         self, images: Float[Tensor, "batch height width channels"]
@@ -143,7 +160,7 @@ class TokensToToken(nn.Module):
         for stage, mixer in zip(self.stages, self.mixers, strict=False):
             x = mixer(soft_split(x, stage.split))  # (batch, tokens, dim)
             x = x.unflatten(1, stage.grid)  # (batch, rows, columns, dim)
-        return self.project(soft_split(x, self.stages[-1].split))
+        return self.project(x)
 
 
 class T2TViT(nn.Module):
