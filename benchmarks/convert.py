@@ -300,7 +300,9 @@ def say(line: str) -> None:
 
 def main(words: Sequence[str]) -> int:
     """Measure, print the table, write the records; 1 if a limit is required and missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--model", default="vit_h14", help="a ViT, by name")
     parser.add_argument("--folder", type=Path, help="for the files, five times the weights")
     parser.add_argument("--pairs", type=int, default=5, help="of conversion and copy")

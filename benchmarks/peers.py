@@ -125,14 +125,14 @@ def public_step(
 
     module = public_model(checkpoint, case.model)
     x, transfer_s = worker.timed(lambda: torch.tensor(images).permute(0, 3, 1, 2).contiguous())
-    return _public_step(case, checkpoint, module, x), transfer_s
+    return _public_step(case, module, x), transfer_s
 
 
-def _public_step(case: Case, checkpoint: Checkpoint, module: Any, x: Any) -> Callable[[], Any]:
+def _public_step(case: Case, module: Any, x: Any) -> Callable[[], Any]:
     import torch
 
     if case.mode == "train":
-        labels = torch.tensor(np.arange(len(x)) % checkpoint.config.num_classes)
+        labels = torch.tensor(labels_of(case))
         return get_backend("torch").training(module, x, labels, case.way)
     if case.way == "onnxruntime":
         return _onnxruntime(module, x)
@@ -155,6 +155,7 @@ def _onnxruntime(module: Any, x: Any) -> Callable[[], Any]:
         program = torch.onnx.export(
             module, (x[:2],), dynamo=True, dynamic_shapes=batch, input_names=["x"], verbose=False
         )
+        assert program is not None
         program.save(path)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     feed = {"x": x.numpy()}
@@ -162,6 +163,11 @@ def _onnxruntime(module: Any, x: Any) -> Callable[[], Any]:
 
 
 # A lane
+
+
+def labels_of(case: Case) -> np.ndarray:
+    """The classes of a batch, for a step of training: one after another."""
+    return np.arange(case.batch) % isovit.config(case.model).num_classes
 
 
 def lane_step(
@@ -175,7 +181,7 @@ def lane_step(
     model = backend.build(checkpoint.config, checkpoint.weights, device=case.device)
     x, transfer_s = worker.timed(lambda: backend.put(model, images))
     if case.mode == "train":
-        labels = backend.put(model, np.arange(len(images)) % checkpoint.config.num_classes)
+        labels = backend.put(model, labels_of(case))
         return backend.training(model, x, labels, case.way), transfer_s
     return backend.inference(model, x, case.way), transfer_s
 
@@ -191,15 +197,16 @@ def serve() -> None:
         answers.flush()
 
     job.settle_memory()
-    if job.case is None:
+    case = job.case
+    if case is None:
         square = np.random.default_rng(0).standard_normal((worker.PRODUCT_SIZE,) * 2, np.float32)
         step, ready = worker.PRODUCTS[str(job.library)](square, job.device), {}
     else:
-        config = isovit.config(job.case.model)
+        config = isovit.config(case.model)
         checkpoint = Checkpoint(config, isovit.init(config, seed=0))
-        images = draw_inputs(config, job.case.batch, seed=0)[0]
+        images = draw_inputs(config, case.batch, seed=0)[0]
         before = worker.peak_memory()
-        (step, transfer_s), build_s = worker.timed(lambda: lane_step(job.case, checkpoint, images))
+        (step, transfer_s), build_s = worker.timed(lambda: lane_step(case, checkpoint, images))
         output, first_s = worker.timed(step)
         step()
         ready = {
@@ -273,7 +280,7 @@ class Lane:
         return msgspec.json.decode(said) if said else None
 
     @property
-    def best_ms(self) -> list[float]:
+    def turn_ms(self) -> list[float]:
         """The median of each turn."""
         return [statistics.median(times) for times in self.turns]
 
@@ -284,12 +291,12 @@ def lanes_of(
     """The lanes of a model, the public code first."""
     rows: list[tuple[str, str, Memory]] = [(PUBLIC, "eager", "returned")]
     if can_keep_memory():
-        rows += [(PUBLIC, "eager", "kept")]
+        rows.append((PUBLIC, "eager", "kept"))
     if mode == "infer":
-        rows += [(PUBLIC, "onnxruntime", "returned")]
+        rows.append((PUBLIC, "onnxruntime", "returned"))
     for name in installed():
         ways = [way for way in WAYS[name] if way not in ("compile", "torchax")]
-        rows += [(name, way, kind) for way in ways for kind in kinds]
+        rows.extend((name, way, kind) for way in ways for kind in kinds)
     cases = [
         Case(model=model, backend=name, way=way, mode=mode, batch=batch, memory=memory)
         for name, way, memory in rows
@@ -323,13 +330,13 @@ def compare(
         for _ in range(rounds):
             for lane in (*products, *running):
                 lane.turn()
-        _report(model, running, products, run, rounds)
+        _report(model, mode, running, products, run, rounds)
         for lane in running:
             lane.end()
         run.products = [
             Product(
                 library=str(lane.job.library),
-                gflops=2 * worker.PRODUCT_SIZE**3 / min(lane.best_ms) / 1e6,
+                gflops=2 * worker.PRODUCT_SIZE**3 / min(lane.turn_ms) / 1e6,
             )
             for lane in products
         ]
@@ -361,22 +368,24 @@ def _started(lanes: list[Lane], run: Run) -> list[Lane]:
     return running
 
 
-def _report(model: str, lanes: list[Lane], products: list[Lane], run: Run, rounds: int) -> None:
+def _report(
+    model: str, mode: Mode, lanes: list[Lane], products: list[Lane], run: Run, rounds: int
+) -> None:
     """Put the records of a model into the run and print its table."""
     config = isovit.config(model)
     multiply_adds = param_tree(config).multiply_adds()
-    best = [min(lane.best_ms[i] for lane in products) for i in range(-rounds, 0)]
-    first = lanes[0].best_ms
-    print(f"\n{model}, {lanes[0].job.case.mode}: ms, times faster than the public code, fraction")
+    best = [min(lane.turn_ms[i] for lane in products) for i in range(-rounds, 0)]
+    first = lanes[0].turn_ms
+    print(f"\n{model}, {mode}: ms, times faster than the public code, fraction")
     for lane in lanes:
         case = lane.job.case
         assert case is not None
         operations = 2 * case.batch * multiply_adds
         product = 2 * worker.PRODUCT_SIZE**3
         beside = Beside(
-            faster=statistics.median(a / b for a, b in zip(first, lane.best_ms, strict=True)),
+            faster=statistics.median(a / b for a, b in zip(first, lane.turn_ms, strict=True)),
             utilisation=statistics.median(
-                operations / product * a / b for a, b in zip(best, lane.best_ms, strict=True)
+                operations / product * a / b for a, b in zip(best, lane.turn_ms, strict=True)
             ),
         )
         timing: Timing = summary([ms for times in lane.turns for ms in times])

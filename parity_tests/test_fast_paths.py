@@ -139,6 +139,35 @@ def test_the_kernel_of_a_convolution_says_channels_last(
     assert all(stride == (dim, 1, dim, dim) for dim, stride in strides), strides
 
 
+WITH_SOFT_SPLITS = ("t2t_performer", "t2t_transformer", "t2t_full")
+
+
+@pytest.mark.parametrize("example", WITH_SOFT_SPLITS)
+def test_the_last_soft_split_is_the_same_as_a_convolution(
+    backend: Subject, products: Any, example: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = EXAMPLES[example]
+    plain = gradients(backend.gradients(case))
+    monkeypatch.setattr(products, "convolves", lambda _: True)  # float64 too
+    patches = watched_patches(products, monkeypatch)
+    assert_traces_agree(backend.trace(case), reference(case))
+    assert patches
+    assert_agree(gradients(backend.gradients(case)), plain, "gradient")
+
+
+def test_a_convolution_with_rows_for_columns_is_seen(
+    backend: Subject, products: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "convolves", lambda _: True)
+    convolve = products.F.conv2d
+    monkeypatch.setattr(
+        products.F, "conv2d", lambda x, w, bias, **where: convolve(x, w.mT, bias, **where)
+    )
+    case = EXAMPLES["t2t_performer"]
+    with pytest.raises(AssertionError, match="project"):
+        assert_traces_agree(backend.trace(case), reference(case))
+
+
 # Attention in torch, long sequences by its products
 
 
@@ -153,7 +182,7 @@ def long(products: Any, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         return decided[-1]
 
     monkeypatch.setattr(products, "_by_rows", watched)
-    monkeypatch.setattr(products, "_convolves", lambda _: True)  # float64 too
+    monkeypatch.setattr(products, "convolves", lambda _: True)  # float64 too
     monkeypatch.setattr(products, "LONG", range(2, 1000))
     monkeypatch.setattr(products, "ROWS", 4)
     return decided
@@ -241,12 +270,25 @@ def test_keras_calls_no_layer_that_does_nothing(
 def count_convolutions(products: Any, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Gets an item for every product that asks and is to be a convolution."""
     asked: list[bool] = []
-    decide = products._convolves
+    decide = products.convolves
 
     def watched(x: Any) -> bool:
         if chosen := decide(x):
             asked.append(chosen)
         return chosen
 
-    monkeypatch.setattr(products, "_convolves", watched)
+    monkeypatch.setattr(products, "convolves", watched)
     return asked
+
+
+def watched_patches(products: Any, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Gets an item for every call of ``patch_linear``."""
+    called: list[bool] = []
+    compute = products.patch_linear
+
+    def watched(*arguments: Any) -> Any:
+        called.append(True)
+        return compute(*arguments)
+
+    monkeypatch.setattr(products, "patch_linear", watched)
+    return called

@@ -24,7 +24,7 @@ def linear(
     multiplies by MKL, which is slow there, and convolves by oneDNN. Measured in
     docs/decisions/fast-paths.md.
     """
-    if not _convolves(x):
+    if not convolves(x):
         return F.linear(x, weight, bias)
     pixels = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, dim, tokens, 1)
     # Its strides say channels last: a compiled graph forgets those of the pixels, and transposes.
@@ -39,9 +39,10 @@ def patch_linear(
     bias: Float[Tensor, " dim_out"],
     split: SoftSplit,
 ) -> Float[Tensor, "batch tokens dim_out"]:
-    """x·Wᵀ + b of every patch x, flattened as (channel, height, width): a convolution.
+    """x·Wᵀ + b of every patch x, flattened as (channel, height, width), as a convolution.
 
-    The patches are never written; measured in docs/decisions/fast-paths.md.
+    Then the patches are never written; measured in docs/decisions/fast-paths.md. For x that
+    ``convolves``: elsewhere a convolution may round what a product does not, as on CUDA to TF32.
     """
     side, stride, padding = split
     kernel = weight.unflatten(1, (-1, side, side))  # (dim_out, dim, side, side)
@@ -92,11 +93,11 @@ def _by_rows(q: Tensor, k: Tensor, v: Tensor) -> bool:
     if tracing or torch.compiler.is_compiling():
         return False
     long = k.shape[-2] in LONG and q.shape[-2] >= LONG.start
-    return long and _convolves(q) and not any(x.requires_grad for x in (q, k, v))
+    return long and convolves(q) and not any(x.requires_grad for x in (q, k, v))
 
 
-def _convolves(x: Tensor) -> bool:
-    """Whether a product with x is faster as a convolution; never in a graph that is exported."""
+def convolves(x: Tensor) -> bool:
+    """Whether products with x are faster as convolutions; never in a graph that is exported."""
     here = MKL_IS_SLOW and x.device.type == "cpu" and x.dtype == torch.float32
     return here and not torch.compiler.is_exporting()
 

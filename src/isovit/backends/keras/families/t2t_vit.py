@@ -213,9 +213,10 @@ class SplitProjection(Linear):
         if keras.backend.backend() == "torch":
             from isovit.backends import products
 
-            weight: Tensor = ops.transpose(self.kernel)
-            bias: Tensor = ops.convert_to_tensor(self.bias)
-            return products.patch_linear(inputs, weight, bias, self.stage.split)
+            if products.convolves(inputs):
+                weight: Tensor = ops.transpose(self.kernel)
+                bias: Tensor = ops.convert_to_tensor(self.bias)
+                return products.patch_linear(inputs, weight, bias, self.stage.split)
         return super().call(soft_split(inputs, self.stage.split), training=training)
 
 

@@ -128,10 +128,7 @@ MIXERS = {"performer": TokenPerformer, "transformer": TokenTransformer, "full": 
 
 
 class SplitProjection(Linear):
-    """The last soft split and the product behind it: x·Wᵀ + b of every patch x; section 3.1.
-
-    As the rows of W lie, (channel, height, width), they are the kernels of a convolution.
-    """
+    """The last soft split and the product behind it: x·Wᵀ + b of every patch x; section 3.1."""
 
     def __init__(self, stage: Stage, dim_out: int) -> None:
         super().__init__(stage.dim, dim_out, bias=True)
@@ -140,7 +137,9 @@ class SplitProjection(Linear):
     def forward(
         self, input: Float[Tensor, "batch rows columns dim"]
     ) -> Float[Tensor, "batch tokens dim_out"]:
-        return products.patch_linear(input, self.weight, self.bias, self.split)
+        if products.convolves(input):
+            return products.patch_linear(input, self.weight, self.bias, self.split)
+        return super().forward(soft_split(input, self.split))
 
 
 class TokensToToken(nn.Module):
