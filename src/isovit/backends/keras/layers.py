@@ -84,14 +84,11 @@ class Linear(keras.layers.Dense):
         if keras.backend.backend() == "torch":
             from isovit.backends import products
 
-            return products.linear(inputs, *self.of_torch())
+            weight: Tensor = ops.transpose(self.kernel)
+            bias: Tensor = None if self.bias is None else ops.convert_to_tensor(self.bias)
+            return products.linear(inputs, weight, bias)
         y = super().call(ops.reshape(inputs, (-1, inputs.shape[-1])), training=training)
         return ops.reshape(y, (-1, *inputs.shape[1:-1], self.units))
-
-    def of_torch(self) -> tuple[Tensor, Tensor]:
-        """Wᵀ and b on the engine torch, as its products take them; None for no b."""
-        bias: Tensor = None if self.bias is None else ops.convert_to_tensor(self.bias)
-        return ops.transpose(self.kernel), bias
 
 
 class Conv(keras.layers.Conv2D):

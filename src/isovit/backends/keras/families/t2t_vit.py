@@ -214,7 +214,9 @@ class SplitProjection(Linear):
             from isovit.backends import products
 
             if products.convolves(inputs):
-                return products.patch_linear(inputs, *self.of_torch(), self.stage.split)
+                weight: Tensor = ops.transpose(self.kernel)
+                bias: Tensor = ops.convert_to_tensor(self.bias)
+                return products.patch_linear(inputs, weight, bias, self.stage.split)
         return super().call(soft_split(inputs, self.stage.split), training=training)
 
 
