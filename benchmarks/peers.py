@@ -1,11 +1,13 @@
 """isovit beside the public code of the same models, in one run, taking turns.
 
-Usage: python benchmarks/peers.py [MODEL…] [--batch 8] [--mode infer|train] [--rounds 9]
+Usage: python benchmarks/peers.py [MODEL…] [--batch 8] [--mode infer|train] [--rounds 15]
                                   [--lanes torch,flax,…] [--memory kept,returned] [--out FILE.json]
 
 Each lane, a model in one implementation, and each library's matrix product is a process of its own
-that waits for its turn; a round gives a turn to each. Machines drift, so what counts is the ratio
-within a round. All lanes of a model have the same weights, and a lane whose output is not that of
+that waits for its turn. Machines drift, so the fastest product has a turn before and after each
+turn of a lane, and a lane is timed in products: utilisation is how many fit the operations of a
+forward pass, over how many fit the time of a step. Medians over the rounds, with their intervals,
+are the record. All lanes of a model have the same weights, and a lane whose output is not that of
 the public code takes no part.
 
 isovit's lanes keep memory (``isovit.keep_memory``) unless told otherwise; the public code runs
@@ -40,7 +42,7 @@ from isovit.backends.devices import worker_environment
 from isovit.backends.memory import Memory, can_keep_memory, usual_memory
 from isovit.benchmarks import worker
 from isovit.benchmarks.driver import LIBRARIES, WAYS, installed, start
-from isovit.benchmarks.measure import summary
+from isovit.benchmarks.measure import middle, summary
 from isovit.benchmarks.records import (
     Beside,
     Case,
@@ -68,8 +70,11 @@ PUBLIC = "public"
 PAUSE_S = 0.1
 """Between turns: the threads of a lane spin for a while before they sleep."""
 
-TURN_S = 1.0
-"""A turn lasts so long, or one step."""
+TURN_S, PRODUCT_TURN_S = 0.6, 0.3
+"""A turn of a lane and of a product lasts so long, or one step."""
+
+REHEARSALS = 5
+"""Turns of every library's product before a model, which say whose is the fastest."""
 
 
 # The public models
@@ -187,7 +192,7 @@ def lane_step(
 
 
 def serve() -> None:
-    """Be a lane: a case or a library comes in, then a line for each turn; times go out."""
+    """Be a lane: a case or a library comes in, then the seconds of each turn; times go out."""
     job = msgspec.json.decode(sys.stdin.readline(), type=worker.Job)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints is no answer
@@ -218,10 +223,10 @@ def serve() -> None:
         }
     step()
     answer({**ready, "page_faults": worker.page_faults(step)})
-    for _ in sys.stdin:
+    for seconds in sys.stdin:
         times: list[float] = []
         start = time.perf_counter()
-        while not times or time.perf_counter() - start < TURN_S:
+        while not times or time.perf_counter() - start < float(seconds):
             times.append(1e3 * worker.timed(step)[1])
         answer(times)
 
@@ -236,10 +241,12 @@ class Lane:
     Attributes:
         job: what it does.
         turns: times in ms, of each turn.
+        products_ms: time of a product, around each turn.
     """
 
     job: worker.Job
     turns: list[list[float]] = field(default_factory=list[list[float]])
+    products_ms: list[float] = field(default_factory=list[float])
     ready: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def start(self) -> str:
@@ -260,10 +267,12 @@ class Lane:
         self.ready = said
         return ""
 
-    def turn(self) -> None:
-        """Let it run for a turn."""
-        self.turns.append(self._ask(b"") or [float("nan")])
+    def turn(self) -> float:
+        """Let it run for a turn; gives the median of its times in ms."""
+        seconds = PRODUCT_TURN_S if self.job.case is None else TURN_S
+        self.turns.append(self._ask(str(seconds).encode()) or [float("nan")])
         time.sleep(PAUSE_S)
+        return self.turn_ms[-1]
 
     def end(self) -> None:
         """End the process."""
@@ -283,6 +292,11 @@ class Lane:
     def turn_ms(self) -> list[float]:
         """The median of each turn."""
         return [statistics.median(times) for times in self.turns]
+
+    @property
+    def in_products(self) -> list[float]:
+        """The median of each turn, over the time of a product around it."""
+        return [a / b for a, b in zip(self.turn_ms, self.products_ms, strict=True)]
 
 
 def lanes_of(
@@ -327,10 +341,8 @@ def compare(
             raise SystemExit(f"product in {lane.job.library}: {problem}")
     for model in models:
         running = _started(lanes_of(model, batch, mode, chosen, kinds), run)
-        for _ in range(rounds):
-            for lane in (*products, *running):
-                lane.turn()
-        _report(model, mode, running, products, run, rounds)
+        _take_turns(running, products, rounds)
+        _report(model, mode, running, run)
         for lane in running:
             lane.end()
         run.products = [
@@ -343,6 +355,20 @@ def compare(
         keep(run)
     for lane in products:
         lane.end()
+
+
+def _take_turns(lanes: list[Lane], products: list[Lane], rounds: int) -> None:
+    for _ in range(REHEARSALS):
+        for lane in products:
+            lane.turn()
+    fastest = min(products, key=lambda lane: statistics.median(lane.turn_ms[-REHEARSALS:]))
+    before = fastest.turn()
+    for _ in range(rounds):
+        for lane in lanes:
+            lane.turn()
+            after = fastest.turn()
+            lane.products_ms.append((before + after) / 2)
+            before = after
 
 
 def _started(lanes: list[Lane], run: Run) -> list[Lane]:
@@ -368,25 +394,24 @@ def _started(lanes: list[Lane], run: Run) -> list[Lane]:
     return running
 
 
-def _report(
-    model: str, mode: Mode, lanes: list[Lane], products: list[Lane], run: Run, rounds: int
-) -> None:
+def _report(model: str, mode: Mode, lanes: list[Lane], run: Run) -> None:
     """Put the records of a model into the run and print its table."""
     config = isovit.config(model)
     multiply_adds = param_tree(config).multiply_adds()
-    best = [min(lane.turn_ms[i] for lane in products) for i in range(-rounds, 0)]
-    first = lanes[0].turn_ms
+    first = lanes[0].in_products
     print(f"\n{model}, {mode}: ms, times faster than the public code, fraction")
     for lane in lanes:
         case = lane.job.case
         assert case is not None
         operations = 2 * case.batch * multiply_adds
-        product = 2 * worker.PRODUCT_SIZE**3
+        products = operations / (2 * worker.PRODUCT_SIZE**3)
+        faster = middle([a / b for a, b in zip(first, lane.in_products, strict=True)])
+        utilisation = middle([products / time for time in lane.in_products])
         beside = Beside(
-            faster=statistics.median(a / b for a, b in zip(first, lane.turn_ms, strict=True)),
-            utilisation=statistics.median(
-                operations / product * a / b for a, b in zip(best, lane.turn_ms, strict=True)
-            ),
+            faster=faster.median,
+            faster_interval=(faster.low, faster.high),
+            utilisation=utilisation.median,
+            utilisation_interval=(utilisation.low, utilisation.high),
         )
         timing: Timing = summary([ms for times in lane.turns for ms in times])
         result = Result(
@@ -404,7 +429,9 @@ def _report(
         name = f"{case.backend} {case.way}, {case.memory}"
         memory = lane.ready["host_bytes"] / 1e6
         print(
-            f"  {name:<34}{timing.median_ms:8.1f} {beside.faster:6.2f} {beside.utilisation:6.2f}"
+            f"  {name:<34}{timing.median_ms:8.1f}"
+            f" {faster.median:6.2f} ({faster.low:.2f} to {faster.high:.2f})"
+            f" {utilisation.median:6.2f} ({utilisation.low:.2f} to {utilisation.high:.2f})"
             f"  {memory:6.0f} MB",
             flush=True,
         )
@@ -416,7 +443,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--mode", choices=("infer", "train"), default="infer")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--lanes", help="backends of isovit, with commas; else all")
     told = "of isovit's lanes: kept, returned or both"
     parser.add_argument("--memory", default=usual_memory(), help=told)

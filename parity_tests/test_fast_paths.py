@@ -168,44 +168,56 @@ def test_a_convolution_with_rows_for_columns_is_seen(
         assert_traces_agree(backend.trace(case), reference(case))
 
 
-# Attention in torch, long sequences by its products
+# Attention in torch, as convolutions
 
 
 @pytest.fixture
-def long(products: Any, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Every sequence is long, and four rows at a time; collects what was decided."""
+def by_heads(products: Any, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Every sequence is multiplied so, in pieces of some rows; collects what was decided."""
     decided: list[bool] = []
-    decide = products._by_rows
+    decide = products._by_heads
 
     def watched(*qkv: Any) -> bool:
         decided.append(decide(*qkv))
         return decided[-1]
 
-    monkeypatch.setattr(products, "_by_rows", watched)
+    monkeypatch.setattr(products, "_by_heads", watched)
     monkeypatch.setattr(products, "convolves", lambda _: True)  # float64 too
-    monkeypatch.setattr(products, "LONG", range(2, 1000))
-    monkeypatch.setattr(products, "ROWS", 4)
+    monkeypatch.setattr(products, "WIDE_VECTORS", True)
+    monkeypatch.setattr(products, "TOKENS", range(2, 1000))
+    monkeypatch.setattr(products, "WEIGHTS", 70)
     return decided
 
 
+@pytest.mark.parametrize("most", [70, 10_000])
 @pytest.mark.parametrize("example", WITH_ATTENTION)
-def test_attention_by_rows_is_attention(backend: Subject, long: list[bool], example: str) -> None:
+def test_attention_by_heads_is_attention(
+    backend: Subject,
+    products: Any,
+    by_heads: list[bool],
+    example: str,
+    most: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(products, "WEIGHTS", most)
     case = EXAMPLES[example]
     assert_traces_agree(backend.trace(case), reference(case))
-    assert long
-    assert all(long)
+    assert by_heads
+    assert all(by_heads)
 
 
-def test_attention_for_a_gradient_keeps_no_weights(backend: Subject, long: list[bool]) -> None:
+def test_attention_for_a_gradient_keeps_no_weights(backend: Subject, by_heads: list[bool]) -> None:
     case = EXAMPLES["t2t_transformer"]
     wanted = Subject("torch", get_backend("torch")).gradients(case)
     assert_agree(gradients(backend.gradients(case)), gradients(wanted), "gradient")
-    assert long
-    assert not any(long)
+    assert by_heads
+    assert not any(by_heads)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
-def test_a_graph_of_attention_takes_any_number_of_images(products: Any, long: list[bool]) -> None:
+def test_a_graph_of_attention_takes_any_number_of_images(
+    products: Any, by_heads: list[bool]
+) -> None:
     def attend(x: Any) -> Any:
         return products.attention(x, x, x, 0.5)
 
@@ -213,19 +225,51 @@ def test_a_graph_of_attention_takes_any_number_of_images(products: Any, long: li
     traced = products.torch.jit.trace(attend, images[:1])
     found, wanted = ({"y": y(images).numpy()} for y in (traced, attend))
     assert_agree(found, wanted, "activation", "float32")
-    assert True in long
-    assert False in long
+    assert True in by_heads
+    assert False in by_heads
 
 
 def test_rows_of_attention_that_do_not_sum_to_one_are_seen(
-    backend: Subject, products: Any, long: list[bool], monkeypatch: pytest.MonkeyPatch
+    backend: Subject, products: Any, by_heads: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     softmax = products.torch.softmax
     monkeypatch.setattr(products.torch, "softmax", lambda x, dim: 1.01 * softmax(x, dim=dim))
     case = EXAMPLES["t2t_transformer"]
     with pytest.raises(AssertionError, match="activation beyond 1e-12"):
         assert_traces_agree(backend.trace(case), reference(case))
-    assert all(long)
+    assert all(by_heads)
+
+
+def test_the_keys_of_another_head_are_seen(
+    backend: Subject, products: Any, by_heads: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "WEIGHTS", 10_000)
+    multiply = products.linear_of_heads
+    monkeypatch.setattr(products, "linear_of_heads", lambda x, w: multiply(x, w.roll(1, dims=0)))
+    case = EXAMPLES["vit_timm"]
+    with pytest.raises(AssertionError, match="activation beyond 1e-12"):
+        assert_traces_agree(backend.trace(case), reference(case))
+    assert all(by_heads)
+
+
+@pytest.mark.parametrize("most", [1, 8, 60, 200])
+def test_attention_has_few_weights_in_memory_at_a_time(
+    products: Any, by_heads: list[bool], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch, softmax, sizes = products.torch, products.torch.softmax, []
+
+    def watched(scores: Any, dim: int) -> Any:
+        sizes.append(scores.numel())
+        return softmax(scores, dim=dim)
+
+    q, k, v = torch.randn(3, 2, 3, 9, 5, dtype=torch.float64)  # (batch, heads, tokens, dim)
+    wanted = softmax(0.5 * q @ k.mT, dim=-1) @ v
+    monkeypatch.setattr(torch, "softmax", watched)
+    monkeypatch.setattr(products, "WEIGHTS", most)
+    found = products.attention(q, k, v, 0.5)
+    assert_agree({"y": found.numpy()}, {"y": wanted.numpy()}, "activation")
+    assert sum(sizes) == 2 * 3 * 9 * 9
+    assert max(sizes) <= max(most, 9), "of one row at least"
 
 
 # Keras on torch, where calls and layouts cost time

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -50,14 +49,23 @@ def patch_linear(
     return y.flatten(2).mT  # (batch, tokens, dim_out)
 
 
-ROWS = 1024
-"""Queries whose weights are in memory at a time, where attention is multiplied here."""
+def linear_of_heads(
+    x: Float[Tensor, "tokens heads dim"], weight: Float[Tensor, "heads dim_out dim"]
+) -> Float[Tensor, "tokens heads dim_out"]:
+    """x·Wᵀ of each head, by its own W, as a convolution of one pixel in groups: one a head."""
+    tokens, heads, dim = x.shape
+    pixels = x.reshape(1, tokens, 1, heads * dim).permute(0, 3, 1, 2)  # (1, heads·dim, tokens, 1)
+    kernel = weight.reshape(-1, 1, 1, dim).permute(0, 3, 1, 2)  # (heads·dim_out, dim, 1, 1)
+    y = F.conv2d(pixels, kernel, groups=heads)  # (1, heads·dim_out, tokens, 1)
+    return y.permute(0, 2, 3, 1).reshape(tokens, heads, -1)
+
 
 WEIGHTS = 2**23
-"""At most so many weights, 32 MiB."""
+"""At most so many weights of attention are in memory at a time, 32 MiB."""
 
-LONG = range(512, WEIGHTS // 512 + 1)
-"""Numbers of tokens of which it is, for 512 queries and more: products of fewer rows are slow."""
+TOKENS = range(96, WEIGHTS // 512 + 1)
+"""Numbers of tokens for which attention is multiplied here. Of fewer its products are too small,
+and of more the rows that are in memory at a time are too few."""
 
 
 def attention(
@@ -70,30 +78,46 @@ def attention(
     """softmax(q·kᵀ · scale)·v, with dropout of the weights; arXiv:1706.03762, eq. 1.
 
     By torch's operator, which has a few rows of weights in memory at a time and multiplies by MKL.
-    Where that is slow, long sequences are multiplied by ``linear``, the rows of one head after
-    another; not for a gradient, which would keep all weights.
+    Where that is slow, some heads after another are multiplied as convolutions, and of a long
+    sequence some rows; not for a gradient, which would keep all weights.
     """
-    if dropout_rate > 0.0 or not _by_rows(q, k, v):
+    if dropout_rate > 0.0 or not _by_heads(q, k, v):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_rate, scale=scale)
-    y = q.new_empty(*q.shape[:-1], v.shape[-1])
-    count = min(ROWS, WEIGHTS // k.shape[-2])
-    for head in product(*map(range, q.shape[:-2])):
-        values = v[head].mT.contiguous()  # (dim, tokens)
-        for start in range(0, q.shape[-2], count):
-            rows = (*head, slice(start, start + count))
-            scores = linear(q[rows] * scale, k[head], None)
-            y[rows] = linear(torch.softmax(scores, dim=-1), values, None)
-            del scores  # else there are two, with those of the next rows
-    return y
+    queries = q.movedim(-2, 0).flatten(1, -2)  # (queries, heads, dim)
+    keys = (k * scale).flatten(0, -3)  # (heads, tokens, dim)
+    values = v.mT.flatten(0, -3).contiguous()  # (heads, dim, tokens)
+    heads = max(1, WEIGHTS // (q.shape[-2] * k.shape[-2]))  # at a time, and rows of them
+    rows = max(1, WEIGHTS // (min(heads, len(keys)) * k.shape[-2]))
+    some = zip(queries.split(heads, dim=1), keys.split(heads), values.split(heads), strict=True)
+    y = _joined([_joined([_attend(r, k, v) for r in q.split(rows)], 0) for q, k, v in some], 1)
+    return y.unflatten(1, q.shape[:-2]).movedim(0, -2)
 
 
-def _by_rows(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether attention is faster by ``linear``; never in a graph, which would have each image."""
+def _attend(
+    q: Float[Tensor, "queries heads dim"],
+    k: Float[Tensor, "heads tokens dim"],
+    v_transposed: Float[Tensor, "heads dim tokens"],
+) -> Float[Tensor, "queries heads dim"]:
+    """softmax(q·kᵀ)·v of each head."""
+    return linear_of_heads(torch.softmax(linear_of_heads(q, k), dim=-1), v_transposed)
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    """Behind one another; one alone is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def _by_heads(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether attention is faster as convolutions; never in a graph, which would have each image.
+
+    With AVX2 alone they are no faster than MKL, which takes no more than that of AMD's processors.
+    """
     tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
     if tracing or torch.compiler.is_compiling():
         return False
-    long = k.shape[-2] in LONG and q.shape[-2] >= LONG.start
-    return long and convolves(q) and not any(x.requires_grad for x in (q, k, v))
+    fits = k.shape[-2] in TOKENS and q.shape[-2] >= TOKENS.start
+    here = fits and WIDE_VECTORS and convolves(q)
+    return here and not any(x.requires_grad for x in (q, k, v))
 
 
 def convolves(x: Tensor) -> bool:
@@ -113,3 +137,6 @@ MKL_IS_SLOW = (
     torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and _maker_is_amd()
 )
 """Whether torch has both libraries, on a processor for which MKL is not made."""
+
+WIDE_VECTORS = torch.backends.cpu.get_cpu_capability() == "AVX512"
+"""Whether the processor has AVX-512."""

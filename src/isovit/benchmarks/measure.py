@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from isovit.benchmarks.records import Timing
 
@@ -48,16 +49,26 @@ def measure(
 
 
 def summary(times_ms: list[float]) -> Timing:
+    """The median of times in ms, with its interval, as ``middle`` has them."""
+    low, median, high = middle(times_ms)
+    return Timing(median_ms=median, low_ms=low, high_ms=high, repeats=len(times_ms))
+
+
+class Middle(NamedTuple):
+    """A median between the ends of its interval."""
+
+    low: float
+    median: float
+    high: float
+
+
+def middle(values: Sequence[float]) -> Middle:
     """Median with its 95% confidence interval, from order statistics alone.
 
-    The number of times below the median is binomial, so that the k-th smallest and the k-th largest
-    enclose it with the probability that follows; nothing is assumed of how times are distributed.
+    The number of values below the median is binomial, so that the k-th smallest and the k-th
+    largest enclose it with the probability that follows; nothing is assumed of how they are
+    distributed.
     """
-    ordered, n = sorted(times_ms), len(times_ms)
+    ordered, n = sorted(values), len(values)
     k = max(0, math.floor(n / 2 - 1.96 * math.sqrt(n) / 2))
-    return Timing(
-        median_ms=statistics.median(ordered),
-        low_ms=ordered[k],
-        high_ms=ordered[n - 1 - k],
-        repeats=n,
-    )
+    return Middle(ordered[k], statistics.median(ordered), ordered[n - 1 - k])

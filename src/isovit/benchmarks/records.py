@@ -113,11 +113,15 @@ class Beside(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         faster: the time of the public code over that of this case.
-        utilisation: operations of the forward pass per second, over the best product of the round.
+        utilisation: operations of the forward pass per second, over those of the best product.
+        faster_interval: in which that median lies in 95% of runs; None in older records.
+        utilisation_interval: likewise.
     """
 
     faster: float
     utilisation: float
+    faster_interval: tuple[float, float] | None = None
+    utilisation_interval: tuple[float, float] | None = None
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
