@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,7 +125,22 @@ def speed_table(path: Path) -> str:
             cells = [_cell(times.get((lane, model))) for model in models]
             if any(cells):
                 lines.append(f"| {lane} | {' | '.join(cell or '–' for cell in cells)} |")
+        if told := _certainty([r["beside"] for r in records], mode):
+            lines += ["", told]
     return "\n".join(lines)
+
+
+def _certainty(besides: list[dict], mode: str) -> str:
+    """How wide the 95% intervals of a table are; nothing where a record has none."""
+    parts: list[str] = []
+    kinds = (("factors", "faster"), ("utilisation", "utilisation"))
+    for name, key in kinds[: 1 if mode == "train" else 2]:
+        intervals = [(row[key], found) for row in besides if (found := row.get(f"{key}_interval"))]
+        if not intervals:
+            continue
+        halves = [(high - low) / (2 * median) for median, (low, high) in intervals if high > low]
+        parts.append(f"of {name} {statistics.median(halves):.0%}, at most {max(halves):.0%}")
+    return f"Half of the 95% interval: {'; '.join(parts)}." if parts else ""
 
 
 def _lane(case: dict) -> str:

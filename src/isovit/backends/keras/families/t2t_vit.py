@@ -201,7 +201,8 @@ class SplitProjection(Linear):
         self.stage = stage
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        super().build((None, self.stage.tokens, self.stage.dim))
+        patch = input_shape[-1] * self.stage.split.kernel**2
+        super().build((None, self.stage.tokens, patch))
         self.input_spec = None  # that of the patches
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
