@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -83,28 +84,30 @@ def attention(
     """
     if dropout_rate > 0.0 or not _by_heads(q, k, v):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_rate, scale=scale)
+    images = max(1, WEIGHTS // (q[0].numel() // q.shape[-1] * k.shape[-2]))
+    if len(q) <= images:
+        return _attend(q, k, v, scale)
+    y = q.new_empty(*q.shape[:-1], v.shape[-1])
+    for image in range(0, len(q), images):
+        some = slice(image, image + images)
+        y[some] = _attend(q[some], k[some], v[some], scale)
+    return y
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Attention in some images, by as many heads at a time as can be, and else by rows of one."""
     queries = q.movedim(-2, 0).flatten(1, -2)  # (queries, heads, dim)
     keys = (k * scale).flatten(0, -3)  # (heads, tokens, dim)
     values = v.mT.flatten(0, -3).contiguous()  # (heads, dim, tokens)
-    heads = max(1, WEIGHTS // (q.shape[-2] * k.shape[-2]))  # at a time, and rows of them
-    rows = max(1, WEIGHTS // (min(heads, len(keys)) * k.shape[-2]))
-    some = zip(queries.split(heads, dim=1), keys.split(heads), values.split(heads), strict=True)
-    y = _joined([_joined([_attend(r, k, v) for r in q.split(rows)], 0) for q, k, v in some], 1)
+    y = queries.new_empty(*queries.shape[:2], v.shape[-1])
+    heads = min(len(keys), max(1, WEIGHTS // (q.shape[-2] * k.shape[-2])))
+    rows = max(1, WEIGHTS // (heads * k.shape[-2]))
+    for head, row in product(range(0, len(keys), heads), range(0, len(y), rows)):
+        some, these = slice(head, head + heads), slice(row, row + rows)
+        scores = linear_of_heads(queries[these, some], keys[some])  # (rows, heads, tokens)
+        y[these, some] = linear_of_heads(torch.softmax(scores, dim=-1), values[some])
+        del scores  # else there are two, with those of the next piece
     return y.unflatten(1, q.shape[:-2]).movedim(0, -2)
-
-
-def _attend(
-    q: Float[Tensor, "queries heads dim"],
-    k: Float[Tensor, "heads tokens dim"],
-    v_transposed: Float[Tensor, "heads dim tokens"],
-) -> Float[Tensor, "queries heads dim"]:
-    """softmax(q·kᵀ)·v of each head."""
-    return linear_of_heads(torch.softmax(linear_of_heads(q, k), dim=-1), v_transposed)
-
-
-def _joined(parts: list[Tensor], dim: int) -> Tensor:
-    """Behind one another; one alone is not copied."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _by_heads(q: Tensor, k: Tensor, v: Tensor) -> bool:
