@@ -41,7 +41,7 @@ from isovit.backends import get_backend, quiet
 from isovit.backends.devices import worker_environment
 from isovit.backends.memory import Memory, can_keep_memory, usual_memory
 from isovit.benchmarks import worker
-from isovit.benchmarks.driver import LIBRARIES, WAYS, installed, start
+from isovit.benchmarks.driver import FORWARD_ONLY, LIBRARIES, WAYS, installed, start
 from isovit.benchmarks.measure import middle, summary
 from isovit.benchmarks.records import (
     Beside,
@@ -315,7 +315,7 @@ def lanes_of(
         Case(model=model, backend=name, way=way, mode=mode, batch=batch, memory=memory)
         for name, way, memory in rows
         if (name == PUBLIC or chosen is None or name in chosen)
-        and (name != "onnx" or mode == "infer")
+        and (mode == "infer" or (name, way) not in FORWARD_ONLY)
     ]
     return [Lane(worker.Job(limit_s=0.0, case=case)) for case in cases]
 

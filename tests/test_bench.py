@@ -167,6 +167,35 @@ def test_a_way_that_is_unknown_is_refused_with_those_that_are() -> None:
         driver.plan(["vit_s16"], backends=["torch"], ways=["warp"])
 
 
+@pytest.mark.parametrize(
+    ("backend", "asked"),
+    [
+        ("onnx", {"modes": ["train"]}),
+        ("onnx", {"dtypes": ["bfloat16"]}),
+        ("keras:torch", {"modes": ["train"], "ways": ["graph"]}),
+    ],
+)
+def test_what_runs_forward_only_is_not_asked_to_train(backend: str, asked: dict) -> None:
+    with pytest.raises(InputError, match="wanted cases to measure, found none: keras:torch by g"):
+        driver.plan(["vit_s16"], backends=[backend], **asked)
+    both = driver.plan(["vit_s16"], backends=["keras:torch"], modes=["infer", "train"])
+    assert [(case.mode, case.way) for case in both] == [
+        ("infer", "eager"),
+        ("infer", "graph"),
+        ("train", "eager"),
+    ]
+
+
+def test_a_recorded_graph_comes_with_lines_of_its_own() -> None:
+    for way, line in {"graph": "make_fx(lambda images", "eager": "model.predict(images)"}.items():
+        found = choose(a_run(record("keras:torch", 10.0, way=way)), "m", "latency", ["keras:torch"])
+        assert line in found.code("w.npz")
+    of_tensorflow = a_run(record("keras:tensorflow", 10.0, way="graph"))
+    assert "predict(images)" in choose(of_tensorflow, "m", "latency", ["keras:tensorflow"]).code(
+        "w.npz"
+    )
+
+
 def test_the_ways_are_those_of_the_backends() -> None:
     from isovit.backends import get_backend
 

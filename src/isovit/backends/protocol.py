@@ -140,6 +140,9 @@ class Backend(Protocol):
         """One step of AdamW on the mean cross-entropy, as a function that returns the loss.
 
         The optimiser's numbers are those of ``Optimizer``; the model's weights change.
+
+        Raises:
+            InputError: if the way has no gradients.
         """
         ...
 

@@ -99,10 +99,11 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
     def code(self, file: str) -> str:
         """Lines to start from with the converted file."""
-        known = self.best.way if self.best.way in START else self.best.backend.partition(":")[0]
-        return START[known].format(
+        framework, _, engine = self.best.backend.partition(":")
+        start = START.get(f"{self.best.backend} {self.best.way}", START[framework])
+        return start.format(
             backend=self.best.backend,
-            engine=self.best.backend.partition(":")[2],
+            engine=engine,
             memory=KEEP if self.best.memory == "kept" else "",
             file=file,
         )
@@ -177,7 +178,7 @@ import isovit
 model = isovit.build(ckpt.config, "torch", ckpt.weights)  # torch.nn.Module, evaluation mode
 # with torch.inference_mode(): logits = model(images)     # (batch, height, width, channels)
 """,
-    "torchax": """\
+    "torch torchax": """\
 import jax
 import torchax
 
@@ -212,6 +213,22 @@ import isovit
 model = isovit.build(ckpt.config, "{backend}", ckpt.weights)  # keras.Model
 # logits = model.predict(images)                              # (batch, height, width, channels)
 """,
+    "keras:torch graph": """\
+import os
+
+os.environ["KERAS_BACKEND"] = "torch"  # before Keras is imported
+
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import isovit
+
+{memory}ckpt = isovit.load("{file}")
+model = isovit.build(ckpt.config, "keras:torch", ckpt.weights)  # keras.Model
+record = make_fx(lambda images: model(images, training=False))
+# with torch.no_grad(): predict = record(images)                # a graph for images of this shape
+# with torch.inference_mode(): logits = predict(images)         # (batch, height, width, channels)
+""",
     "onnx": """\
 import onnxruntime
 
@@ -220,4 +237,4 @@ session = onnxruntime.InferenceSession("model.onnx")
 # (logits,) = session.run(None, {{"images": images}})  # (batch, height, width, channels)
 """,
 }
-"""How to run the model in each backend, and in torch by torchax."""
+"""How to run the model in each backend, and by a way that wants other lines."""

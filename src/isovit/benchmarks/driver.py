@@ -28,10 +28,13 @@ WAYS = {
     "flax": ("jit",),
     "keras:tensorflow": ("graph", "xla"),
     "keras:jax": ("jit",),
-    "keras:torch": ("eager",),
+    "keras:torch": ("eager", "graph"),
     "onnx": ("onnxruntime",),
 }
 """Ways of every backend, as its ``WAYS`` has them; here so that no framework need be imported."""
+
+FORWARD_ONLY = (("keras:torch", "graph"), ("onnx", "onnxruntime"))
+"""Backends and ways that do not train."""
 
 ON_TPU = {"torch": ("torchax",), "flax": ("jit",), "keras:jax": ("jit",)}
 """The backends that reach a TPU, with the ways by which they do."""
@@ -76,7 +79,7 @@ def plan(
 
     Raises:
         InputError: for an unknown backend or way, or one that is not installed, or if no backend
-            finds the device, or if memory cannot be kept.
+            finds the device, or none does what is asked, or if memory cannot be kept.
     """
     if memory == "kept" and not can_keep_memory():
         raise InputError(
@@ -101,7 +104,7 @@ def plan(
     if ways and "torchax" in chosen.get("torch", ()):
         require_module("way torchax", "torchax", "torchax")
     names = having([name for name in known if chosen[name]], device, note)
-    return [
+    cases = [
         Case(
             model=model,
             changes=changes or {},
@@ -115,8 +118,15 @@ def plan(
         )
         for model, mode, dtype, batch, name in combinations(models, modes, dtypes, batches, names)
         for way in chosen[name]
-        if name != "onnx" or (mode == "infer" and dtype == "float32")
+        if mode == "infer" or (name, way) not in FORWARD_ONLY
+        if name != "onnx" or dtype == "float32"
     ]
+    if models and not cases:
+        words = " and ".join(f"{name} by {way}" for name, way in FORWARD_ONLY)
+        raise InputError(
+            f"wanted cases to measure, found none: {words} run forward only, and onnx in float32"
+        )
+    return cases
 
 
 def ways_on(backend: str, device: str) -> tuple[str, ...]:

@@ -106,7 +106,7 @@ def gradients(
     return Gradients(_numpy(by_image), from_native(trainable, native, LAYOUT))
 
 
-WAYS = {"tensorflow": ("graph", "xla"), "jax": ("jit",), "torch": ("eager",)}[ENGINE]
+WAYS = {"tensorflow": ("graph", "xla"), "jax": ("jit",), "torch": ("eager", "graph")}[ENGINE]
 
 
 def put(model: Model, array: np.ndarray) -> Any:
@@ -145,17 +145,35 @@ def inference(model: Model, images: Any, way: str) -> Callable[[], Any]:
         return lambda: call(images).numpy()
     import torch
 
+    call = functools.partial(model, training=False)
+    predict = _recorded(model, images) if way == "graph" else call
+
     def step() -> Any:
         with torch.inference_mode(), _on(_DEVICES.get(model)):
-            output = model(images, training=False)
+            output = predict(images)
         synchronize(model)
         return output
 
     return step
 
 
+def _recorded(model: Model, images: Any) -> Callable[[Any], Any]:
+    """The operators of torch that a call makes of images of this shape, without Keras's layers."""
+    import torch
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with torch.no_grad(), _on(_DEVICES.get(model)):
+        return make_fx(lambda x: model(x, training=False))(images)
+
+
 def training(model: Model, images: Any, labels: Any, way: str) -> Callable[[], Any]:
-    """See ``Backend.training``."""
+    """See ``Backend.training``.
+
+    Raises:
+        InputError: by a graph of torch, which has the operators of a forward pass.
+    """
+    if ENGINE == "torch" and way == "graph":
+        raise InputError("keras:torch trains by eager, not by graph")
     with _on(_DEVICES.get(model)):
         _prepare_training(model, way)
 
