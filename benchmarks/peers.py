@@ -242,6 +242,7 @@ class Lane:
         job: what it does.
         turns: times in ms, of each turn.
         products_ms: time of a product, around each turn.
+        ready: what it said of its start.
     """
 
     job: worker.Job
@@ -270,9 +271,10 @@ class Lane:
     def turn(self) -> float:
         """Let it run for a turn; gives the median of its times in ms."""
         seconds = PRODUCT_TURN_S if self.job.case is None else TURN_S
-        self.turns.append(self._ask(str(seconds).encode()) or [float("nan")])
+        times = self._ask(str(seconds).encode()) or [float("nan")]
+        self.turns.append(times)
         time.sleep(PAUSE_S)
-        return self.turn_ms[-1]
+        return statistics.median(times)
 
     def end(self) -> None:
         """End the process."""

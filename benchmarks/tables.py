@@ -133,13 +133,16 @@ def speed_table(path: Path) -> str:
 def _certainty(besides: list[dict], mode: str) -> str:
     """How wide the 95% intervals of a table are; nothing where a record has none."""
     parts: list[str] = []
-    kinds = (("factors", "faster"), ("utilisation", "utilisation"))
-    for name, key in kinds[: 1 if mode == "train" else 2]:
+    kinds = (
+        {"faster": "factors"}
+        if mode == "train"
+        else {"faster": "factors", "utilisation": "utilisation"}
+    )
+    for key, name in kinds.items():
         intervals = [(row[key], found) for row in besides if (found := row.get(f"{key}_interval"))]
-        if not intervals:
-            continue
         halves = [(high - low) / (2 * median) for median, (low, high) in intervals if high > low]
-        parts.append(f"of {name} {statistics.median(halves):.0%}, at most {max(halves):.0%}")
+        if halves:
+            parts.append(f"of {name} {statistics.median(halves):.0%}, at most {max(halves):.0%}")
     return f"Half of the 95% interval: {'; '.join(parts)}." if parts else ""
 
 

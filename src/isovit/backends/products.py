@@ -26,11 +26,8 @@ def linear(
     """
     if not convolves(x):
         return F.linear(x, weight, bias)
-    pixels = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, dim, tokens, 1)
-    # Its strides say channels last: a compiled graph forgets those of the pixels, and transposes.
-    kernel = weight[:, None, None, :].permute(0, 3, 1, 2)  # (dim_out, dim, 1, 1)
-    y = F.conv2d(pixels, kernel, bias)
-    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+    y = _convolve(x.reshape(-1, x.shape[-1]), weight, bias)
+    return y.reshape(*x.shape[:-1], -1)
 
 
 def patch_linear(
@@ -53,12 +50,23 @@ def patch_linear(
 def linear_of_heads(
     x: Float[Tensor, "tokens heads dim"], weight: Float[Tensor, "heads dim_out dim"]
 ) -> Float[Tensor, "tokens heads dim_out"]:
-    """x·Wᵀ of each head, by its own W, as a convolution of one pixel in groups: one a head."""
-    tokens, heads, dim = x.shape
-    pixels = x.reshape(1, tokens, 1, heads * dim).permute(0, 3, 1, 2)  # (1, heads·dim, tokens, 1)
-    kernel = weight.reshape(-1, 1, 1, dim).permute(0, 3, 1, 2)  # (heads·dim_out, dim, 1, 1)
-    y = F.conv2d(pixels, kernel, groups=heads)  # (1, heads·dim_out, tokens, 1)
-    return y.permute(0, 2, 3, 1).reshape(tokens, heads, -1)
+    """x·Wᵀ of each head, by its own W: the heads are the groups of a convolution."""
+    y = _convolve(x.flatten(1), weight.flatten(0, 1), None, groups=x.shape[1])
+    return y.unflatten(1, (x.shape[1], -1))
+
+
+def _convolve(
+    x: Float[Tensor, "tokens width"],
+    weight: Float[Tensor, "dim_out dim"],
+    bias: Float[Tensor, " dim_out"] | None,
+    groups: int = 1,
+) -> Float[Tensor, "tokens dim_out"]:
+    """x·Wᵀ + b as a convolution of one pixel; with groups, of each part of x by its rows of W."""
+    pixels = x[None, :, None, :].permute(0, 3, 1, 2)  # (1, width, tokens, 1)
+    # Its strides say channels last: a compiled graph forgets those of the pixels, and transposes.
+    kernel = weight[:, None, None, :].permute(0, 3, 1, 2)  # (dim_out, dim, 1, 1)
+    y = F.conv2d(pixels, kernel, bias, groups=groups)
+    return y.permute(0, 2, 3, 1).reshape(len(x), -1)
 
 
 WEIGHTS = 2**23
@@ -94,11 +102,16 @@ def attention(
     return y
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def _attend(
+    q: Float[Tensor, "*batch queries dim"],
+    k: Float[Tensor, "*batch tokens dim"],
+    v: Float[Tensor, "*batch tokens dim"],
+    scale: float,
+) -> Float[Tensor, "*batch queries dim"]:
     """Attention in some images, by as many heads at a time as can be, and else by rows of one."""
     queries = q.movedim(-2, 0).flatten(1, -2)  # (queries, heads, dim)
     keys = (k * scale).flatten(0, -3)  # (heads, tokens, dim)
-    values = v.mT.flatten(0, -3).contiguous()  # (heads, dim, tokens)
+    values = v.mT.flatten(0, -3).contiguous()  # (heads, dim, tokens), not copied for each piece
     y = queries.new_empty(*queries.shape[:2], v.shape[-1])
     heads = min(len(keys), max(1, WEIGHTS // (q.shape[-2] * k.shape[-2])))
     rows = max(1, WEIGHTS // (heads * k.shape[-2]))
