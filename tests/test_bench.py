@@ -187,7 +187,7 @@ def test_what_runs_forward_only_is_not_asked_to_train(backend: str, asked: dict)
 
 
 def test_a_recorded_graph_comes_with_lines_of_its_own() -> None:
-    for way, line in {"graph": "make_fx(lambda images", "eager": "model.predict(images)"}.items():
+    for way, line in {"graph": "make_fx(call", "eager": "model.predict(images)"}.items():
         found = choose(a_run(record("keras:torch", 10.0, way=way)), "m", "latency", ["keras:torch"])
         assert line in found.code("w.npz")
     of_tensorflow = a_run(record("keras:tensorflow", 10.0, way="graph"))

@@ -225,9 +225,12 @@ import isovit
 
 {memory}ckpt = isovit.load("{file}")
 model = isovit.build(ckpt.config, "keras:torch", ckpt.weights)  # keras.Model
-record = make_fx(lambda images: model(images, training=False))
-# with torch.no_grad(): predict = record(images)                # a graph for images of this shape
-# with torch.inference_mode(): logits = predict(images)         # (batch, height, width, channels)
+trained = [variable.value for variable in model.trainable_variables]
+fixed = [variable.value for variable in model.non_trainable_variables]
+call = lambda *inputs: model.stateless_call(*inputs, training=False)[0]
+record = make_fx(call, tracing_mode="fake")
+# with torch.no_grad(): predict = record(trained, fixed, images)  # for images of this shape
+# with torch.inference_mode(): logits = predict(trained, fixed, images)
 """,
     "onnx": """\
 import onnxruntime

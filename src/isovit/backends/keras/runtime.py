@@ -162,8 +162,14 @@ def _recorded(model: Model, images: Any) -> Callable[[Any], Any]:
     import torch
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    with torch.no_grad(), _on(_DEVICES.get(model)):
-        return make_fx(lambda x: model(x, training=False))(images)
+    def run(trained: Any, fixed: Any, x: Any) -> Any:
+        return model.stateless_call(trained, fixed, x, training=False)[0]
+
+    trained = [variable.value for variable in model.trainable_variables]
+    fixed = [variable.value for variable in model.non_trainable_variables]
+    with torch.no_grad(), _on(_DEVICES.get(model)):  # of fakes: nothing is computed or kept
+        graph = make_fx(run, tracing_mode="fake")(trained, fixed, images)
+    return functools.partial(graph, trained, fixed)
 
 
 def training(model: Model, images: Any, labels: Any, way: str) -> Callable[[], Any]:
