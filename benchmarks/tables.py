@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree.ElementTree import Element, tostring
 
+from isovit.benchmarks.driver import WAYS
 from isovit.report.page import COLOURS, element
 from isovit.report.plots import Value, by_batch, exact
 
@@ -39,9 +40,11 @@ PANEL, CAPTION = (340, 220), 44
 MARKS = "●■▲"
 """Of the curves of ``by_batch``, in their order."""
 KEPT = ", memory kept"
-LANES = ("public eager", "public onnxruntime", "torch eager", "flax jit", "keras:tensorflow graph",
-         "keras:tensorflow xla", "keras:jax jit", "keras:torch eager",
-         "onnx onnxruntime")  # fmt: skip
+LANES = (
+    "public eager",
+    "public onnxruntime",
+    *(f"{backend} {way}" for backend, ways in WAYS.items() for way in ways),
+)
 BACKENDS = ("torch", "flax", "keras:tensorflow", "keras:jax", "keras:torch")
 
 Errors = dict[str, dict[str, float]]
