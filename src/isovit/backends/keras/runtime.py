@@ -128,15 +128,9 @@ def inference(model: Model, images: Any, way: str) -> Callable[[], Any]:
     if ENGINE == "jax":
         import jax
 
-        trained = [variable.value for variable in model.trainable_variables]
-        fixed = [variable.value for variable in model.non_trainable_variables]
-
-        @jax.jit
-        def run(trained: Any, fixed: Any, x: Any) -> Any:
-            return model.stateless_call(trained, fixed, x, training=False)[0]
-
+        run, trained, fixed = _stateless(model)
         with _on(_DEVICES.get(model)):
-            compiled = run.lower(trained, fixed, images).compile()
+            compiled = jax.jit(run).lower(trained, fixed, images).compile()
         return lambda: jax.block_until_ready(compiled(trained, fixed, images))
     if ENGINE == "tensorflow":
         import tensorflow as tf
@@ -162,14 +156,21 @@ def _recorded(model: Model, images: Any) -> Callable[[Any], Any]:
     import torch
     from torch.fx.experimental.proxy_tensor import make_fx
 
+    run, trained, fixed = _stateless(model)
+    with torch.no_grad(), _on(_DEVICES.get(model)):  # of fakes: nothing is computed or kept
+        graph = make_fx(run, tracing_mode="fake")(trained, fixed, images)
+    return functools.partial(graph, trained, fixed)
+
+
+def _stateless(model: Model) -> tuple[Callable[..., Any], list[Any], list[Any]]:
+    """The output as a function of variables and images; which variables train, and which do not."""
+
     def run(trained: Any, fixed: Any, x: Any) -> Any:
         return model.stateless_call(trained, fixed, x, training=False)[0]
 
     trained = [variable.value for variable in model.trainable_variables]
     fixed = [variable.value for variable in model.non_trainable_variables]
-    with torch.no_grad(), _on(_DEVICES.get(model)):  # of fakes: nothing is computed or kept
-        graph = make_fx(run, tracing_mode="fake")(trained, fixed, images)
-    return functools.partial(graph, trained, fixed)
+    return run, trained, fixed
 
 
 def training(model: Model, images: Any, labels: Any, way: str) -> Callable[[], Any]:
