@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import code
 import json
+import os
 import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,6 +64,20 @@ def test_where_the_framework_chooses_nothing_is_hidden() -> None:
     found = worker_environment(None, {"JAX_PLATFORMS": "cpu"})
     assert found["JAX_PLATFORMS"] == "cpu"
     assert "CUDA_VISIBLE_DEVICES" not in found
+
+
+def test_a_worker_takes_no_module_from_the_folder_where_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text("")
+    environment = worker_environment("cpu", os.environ)
+
+    def found(environment: dict[str, str]) -> Path:
+        command = [sys.executable, "-c", "import code; print(code.__file__)"]
+        text = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True)
+        return Path(text.strip())
+
+    assert found(environment) == Path(code.__file__)
+    environment.pop("PYTHONSAFEPATH")
+    assert found(environment) == tmp_path / "code.py"  # so that the first line can fail
 
 
 # A device that is not there

@@ -34,13 +34,15 @@ def worker_environment(device: str | None, inherited: Mapping[str, str]) -> dict
         inherited: of this process.
 
     Returns:
-        It and this process's module path. What is not the device is hidden: a framework that finds
-        the device missing must say so, not take another. JAX and TensorFlow take memory as they
-        need it, so that the most they have taken is a figure; NVIDIA's libraries round no product
-        of float32.
+        It and this process's module path, without the folder where it stands: a file ``code.py``
+        there would be taken for Python's own. What is not the device is hidden: a framework that
+        finds the device missing must say so, not take another. JAX and TensorFlow take memory as
+        they need it, so that the most they have taken is a figure; NVIDIA's libraries round no
+        product of float32.
     """
     changed = {
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "PYTHONSAFEPATH": "1",
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
