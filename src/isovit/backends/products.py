@@ -69,12 +69,16 @@ def _convolve(
     return y.permute(0, 2, 3, 1).reshape(len(x), -1)
 
 
-WEIGHTS = 2**23
-"""At most so many weights of attention are in memory at a time, 32 MiB."""
+WEIGHTS = 2**22
+"""So many weights of attention are multiplied at a time, 16 MiB. The C library gives what is larger
+than 32 back to the system as soon as it is freed."""
 
-TOKENS = range(96, WEIGHTS // 512 + 1)
+ROWS = 384
+"""At least so many rows of one head's weights, however long: of fewer a product is half as fast."""
+
+TOKENS = range(96, 2**14 + 1)
 """Numbers of tokens for which attention is multiplied here. Of fewer its products are too small,
-and of more the rows that are in memory at a time are too few."""
+and of more so many rows take too much memory."""
 
 
 def attention(
@@ -114,11 +118,14 @@ def _attend(
     values = v.mT.flatten(0, -3).contiguous()  # (heads, dim, tokens), not copied for each piece
     y = queries.new_empty(*queries.shape[:2], v.shape[-1])
     heads = min(len(keys), max(1, WEIGHTS // (q.shape[-2] * k.shape[-2])))
-    rows = max(1, WEIGHTS // (heads * k.shape[-2]))
+    rows = max(ROWS, WEIGHTS // (heads * k.shape[-2]))
+    # Once for all pieces, as every piece of new memory is zeros first, page by page.
+    weights = y.new_empty(min(rows, len(y)), heads, k.shape[-2])
     for head, row in product(range(0, len(keys), heads), range(0, len(y), rows)):
         some, these = slice(head, head + heads), slice(row, row + rows)
         scores = linear_of_heads(queries[these, some], keys[some])  # (rows, heads, tokens)
-        y[these, some] = linear_of_heads(torch.softmax(scores, dim=-1), values[some])
+        softmax = torch.softmax(scores, dim=-1, out=weights[: len(scores), : scores.shape[1]])
+        y[these, some] = linear_of_heads(softmax, values[some])
         del scores  # else there are two, with those of the next piece
     return y.unflatten(1, q.shape[:-2]).movedim(0, -2)
 
