@@ -230,12 +230,33 @@ def test_a_graph_of_attention_takes_any_number_of_images(
     assert False in by_heads
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_attention_by_heads_can_be_mapped_and_has_tangents(
+    products: Any, by_heads: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "WEIGHTS", 100_000)
+    torch = products.torch
+    x = torch.randn(3, 2, 150, 5, dtype=torch.float64)  # (batch, heads, tokens, dim)
+
+    def attend(x: Any) -> Any:
+        return products.attention(x, x, x, 0.5)
+
+    def plain(x: Any) -> Any:
+        return torch.softmax(0.5 * x @ x.mT, dim=-1) @ x
+
+    mapped, wanted = ({"y": torch.func.vmap(f)(x).numpy()} for f in (attend, plain))
+    assert_agree(mapped, wanted, "activation")
+    tangents, wanted = ({"y": torch.func.jvp(f, (x,), (x,))[1].numpy()} for f in (attend, plain))
+    assert_agree(tangents, wanted, "activation")
+    assert by_heads
+    assert all(by_heads)
+
+
 def test_rows_of_attention_that_do_not_sum_to_one_are_seen(
     backend: Subject, products: Any, by_heads: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     softmax = products.torch.softmax
-    larger: Callable[..., Any] = lambda *scores, **where: softmax(*scores, **where).mul_(1.01)  # noqa: E731
-    monkeypatch.setattr(products.torch, "softmax", larger)
+    monkeypatch.setattr(products.torch, "softmax", lambda x, dim: 1.01 * softmax(x, dim=dim))
     case = EXAMPLES["t2t_transformer"]
     with pytest.raises(AssertionError, match="activation beyond 1e-12"):
         assert_traces_agree(backend.trace(case), reference(case))
@@ -258,15 +279,16 @@ def test_the_keys_of_another_head_are_seen(
 def test_attention_has_few_weights_in_memory_at_a_time(
     products: Any, by_heads: list[bool], most: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch, softmax, sizes = products.torch, products.torch.softmax, []
+    torch, multiply, sizes = products.torch, products.linear_of_heads, []
 
-    def watched(scores: Any, dim: int, out: Any) -> Any:
-        sizes.append(scores.numel())
-        return softmax(scores, dim=dim, out=out)
+    def watched(x: Any, weight: Any) -> Any:
+        y = multiply(x, weight)
+        sizes.extend([y.numel()] if y.shape[-1] == 9 else [])  # scores, one for each token
+        return y
 
     q, k, v = torch.randn(3, 2, 3, 9, 5, dtype=torch.float64)  # (batch, heads, tokens, dim)
-    wanted = softmax(0.5 * q @ k.mT, dim=-1) @ v
-    monkeypatch.setattr(torch, "softmax", watched)
+    wanted = torch.softmax(0.5 * q @ k.mT, dim=-1) @ v
+    monkeypatch.setattr(products, "linear_of_heads", watched)
     monkeypatch.setattr(products, "WEIGHTS", most)
     monkeypatch.setattr(products, "ROWS", rows)
     found = products.attention(q, k, v, 0.5)

@@ -70,8 +70,8 @@ def _convolve(
 
 
 WEIGHTS = 2**22
-"""So many weights of attention are multiplied at a time, 16 MiB. The C library gives what is larger
-than 32 back to the system as soon as it is freed."""
+"""So many weights of attention are in memory at a time, 16 MiB. What is larger than 32 is asked of
+the system anew each time."""
 
 ROWS = 384
 """At least so many rows of one head's weights, however long: of fewer a product is half as fast."""
@@ -119,13 +119,12 @@ def _attend(
     y = queries.new_empty(*queries.shape[:2], v.shape[-1])
     heads = min(len(keys), max(1, WEIGHTS // (q.shape[-2] * k.shape[-2])))
     rows = max(ROWS, WEIGHTS // (heads * k.shape[-2]))
-    # Once for all pieces, as every piece of new memory is zeros first, page by page.
-    weights = y.new_empty(min(rows, len(y)), heads, k.shape[-2])
     for head, row in product(range(0, len(keys), heads), range(0, len(y), rows)):
         some, these = slice(head, head + heads), slice(row, row + rows)
         scores = linear_of_heads(queries[these, some], keys[some])  # (rows, heads, tokens)
-        softmax = torch.softmax(scores, dim=-1, out=weights[: len(scores), : scores.shape[1]])
-        y[these, some] = linear_of_heads(softmax, values[some])
+        for few in scores.split(64):  # in their place: new memory is zeros first, page by page
+            few.copy_(torch.softmax(few, dim=-1))
+        y[these, some] = linear_of_heads(scores, values[some])
         del scores  # else there are two, with those of the next piece
     return y.unflatten(1, q.shape[:-2]).movedim(0, -2)
 
