@@ -76,6 +76,10 @@ the system anew each time."""
 ROWS = 384
 """At least so many rows of one head's weights, however long: of fewer a product is half as fast."""
 
+SOFTMAX_ROWS = 64
+"""A softmax is of so many rows at a time, and goes into their place: memory for that of a whole
+piece would be new, and filled with zeros page by page."""
+
 TOKENS = range(96, 2**14 + 1)
 """Numbers of tokens for which attention is multiplied here. Of fewer its products are too small,
 and of more so many rows take too much memory."""
@@ -122,7 +126,7 @@ def _attend(
     for head, row in product(range(0, len(keys), heads), range(0, len(y), rows)):
         some, these = slice(head, head + heads), slice(row, row + rows)
         scores = linear_of_heads(queries[these, some], keys[some])  # (rows, heads, tokens)
-        for few in scores.split(64):  # in their place: new memory is zeros first, page by page
+        for few in scores.split(SOFTMAX_ROWS):
             few.copy_(torch.softmax(few, dim=-1))
         y[these, some] = linear_of_heads(scores, values[some])
         del scores  # else there are two, with those of the next piece
